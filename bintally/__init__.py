@@ -1,0 +1,1 @@
+"""The core that training and serving share: pixels, model, metrics, checkpoint."""

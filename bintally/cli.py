@@ -1,0 +1,26 @@
+"""What every command line shares: errors as one line, exit codes, Ctrl-C.
+
+Exit codes: 0 done, 1 a bug (with traceback), 2 bad input or a failed source, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bintally.errors import BinTallyError
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print expected errors as one line on stderr and exit; let bugs pass with their traceback."""
+    try:
+        yield
+    except BinTallyError as error:
+        sys.exit(_exit_with(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_exit_with("interrupted", 130))
+
+
+def _exit_with(message: str, code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code

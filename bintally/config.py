@@ -1,0 +1,153 @@
+"""Configuration as values: what determines a result, one frozen dataclass per concern.
+
+A Recipe is everything that a run's numbers depend on. Resources (workers, GPUs, folders) are arguments of the commands.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from bintally.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which bins, and how their photos become arrays."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    source: str = "s3://aft-vbi-pds"
+    """A bucket laid out like ABID: s3://bucket[/prefix] or file:///absolute/folder."""
+    endpoint_url: str | None = None
+    """Another S3 server than AWS, as http(s)://host:port."""
+    region: str = "us-east-1"
+    """Region of the bucket."""
+    max_count: int = 5
+    """Bins that hold more items than this are left out; the model answers 0..max_count."""
+    image_size: int = 224
+    """Photos are squashed to this many pixels, height and width."""
+    max_images: int | None = None
+    """Use this many ids of the bucket, chosen by a stable hash; None uses all."""
+
+    def __post_init__(self) -> None:
+        if not self.source.startswith(("s3://", "file:///")):
+            raise ConfigError(f"source must be s3://bucket[/prefix] or file:///absolute/folder, not {self.source!r}")
+        if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"endpoint_url must start with http:// or https://, as in http://127.0.0.1:9000,"
+                f" not {self.endpoint_url!r}"
+            )
+        if self.max_count < 1:
+            raise ConfigError(f"max_count must be at least 1, not {self.max_count}")
+        if not 16 <= self.image_size <= 2048:
+            raise ConfigError(f"image_size must lie in 16..2048 pixels, not {self.image_size}")
+        if self.max_images is not None and self.max_images < 1:
+            raise ConfigError(f"max_images must be at least 1, not {self.max_images}")
+
+    @property
+    def num_classes(self) -> int:
+        """Counts 0..max_count."""
+        return self.max_count + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which network."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    backbone: str
+    """`small_cnn`, or a classification model of torchvision, as `resnet34`."""
+    weights: str | None = None
+    """None trains from scratch; a name of the backbone's torchvision enum (`IMAGENET1K_V1`) or a local file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """How the weights are fitted."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    lr: float
+    """Peak learning rate of AdamW, whatever the batch size."""
+    global_batch_size: int
+    """Images per optimiser step over all workers."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; biases and norms have none."""
+    warmup_fraction: float = 0.1
+    """Share of all steps in which the learning rate rises from zero; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < 100:
+            raise ConfigError(f"optim.lr must lie between 0 and 100, not {self.lr}")
+        if self.global_batch_size < 1:
+            raise ConfigError(f"optim.global_batch_size must be at least 1, not {self.global_batch_size}")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ConfigError(f"optim.warmup_fraction must lie in [0, 1), not {self.warmup_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that the numbers of a run depend on."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    """The function in bintally/recipes.py that made it."""
+    data: DataConfig
+    """Which bins."""
+    model: ModelConfig
+    """Which network."""
+    optim: OptimConfig
+    """How it is fitted."""
+    max_epochs: int
+    """Passes over the training rows; also the length of the learning-rate schedule."""
+    seed: int = 0
+    """Seeds the weights and the order of the rows."""
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1:
+            raise ConfigError(f"max_epochs must be at least 1, not {self.max_epochs}")
+
+    def with_optim(self, *, lr: float, global_batch_size: int) -> "Recipe":
+        """The same recipe at another point of the search space."""
+        return replace(self, optim=replace(self.optim, lr=lr, global_batch_size=global_batch_size))
+
+
+_RECIPE = TypeAdapter(Recipe)
+
+
+def recipe_from_dict(values: dict[str, Any], *, origin: str = "recipe") -> Recipe:
+    """Check a plain dict and make a Recipe of it.
+
+    Raises:
+        ConfigError: a field is unknown, missing or out of range; the message names it and the origin.
+    """
+    try:
+        return _RECIPE.validate_json(json.dumps(values))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{origin}: {faults}") from None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file, as `best.json`.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or is not a recipe.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no recipe file at {path}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    return recipe_from_dict(values, origin=str(path))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as JSON that `read_recipe` takes."""
+    path.write_text(json.dumps(asdict(recipe), indent=2) + "\n")

@@ -1,0 +1,81 @@
+"""Every error that BinTally raises on purpose.
+
+BinTallyError
+├── ConfigError (a ValueError)   a configuration value is wrong; the message names the field to change
+├── SourceError                  the bucket cannot give what was asked of it
+│   ├── SourceUnreachableError   no answer after bounded retries
+│   ├── SourceNotFoundError      the bucket, folder or prefix does not exist or is empty
+│   ├── AccessDeniedError        it exists, but these credentials may not read it
+│   └── NoUsableRowsError        every row was dropped; the message holds the drop table
+├── RowError                     one bin cannot be used; carries the drop reason
+│   ├── LabelError               its metadata gives no count
+│   └── ImageError               its bytes are no usable photo
+├── WeightsError                 pretrained weights cannot be loaded
+├── CheckpointError              a checkpoint folder is missing, damaged or does not fit
+├── ClusterTooSmallError         the cluster can never run what was asked for
+└── RunError                     a training or search run ended without a result
+"""
+
+
+class BinTallyError(Exception):
+    """Base of all errors that BinTally raises on purpose."""
+
+
+class ConfigError(BinTallyError, ValueError):
+    """A configuration value is wrong; the message names the field to change."""
+
+
+class SourceError(BinTallyError):
+    """The bucket cannot give what was asked of it."""
+
+
+class SourceUnreachableError(SourceError):
+    """No answer from the bucket after bounded retries."""
+
+
+class SourceNotFoundError(SourceError):
+    """The bucket, folder or prefix does not exist or holds no bins."""
+
+
+class AccessDeniedError(SourceError):
+    """The bucket exists, but these credentials may not read it."""
+
+
+class NoUsableRowsError(SourceError):
+    """Every row was dropped."""
+
+
+class RowError(BinTallyError):
+    """One bin cannot be used.
+
+    Attributes:
+        reason: why, as it stands in the drop table (`truncated_image`, `no_quantity`, ...).
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class LabelError(RowError):
+    """The metadata of a bin gives no count."""
+
+
+class ImageError(RowError):
+    """The bytes are no usable photo."""
+
+
+class WeightsError(BinTallyError):
+    """Pretrained weights cannot be loaded."""
+
+
+class CheckpointError(BinTallyError):
+    """A checkpoint folder is missing, damaged or does not fit its config."""
+
+
+class ClusterTooSmallError(BinTallyError):
+    """The cluster can never run what was asked for."""
+
+
+class RunError(BinTallyError):
+    """A training or search run ended without a result."""

@@ -1,0 +1,163 @@
+"""The counter: uint8 photos in, one logit per count out.
+
+The model normalises its input itself, so that a photo takes the same way in training, evaluation and the server.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+from urllib.error import URLError
+
+import safetensors.torch
+import torch
+import torchvision
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from bintally.config import ModelConfig
+from bintally.errors import ConfigError, WeightsError
+
+ABID_MEAN: Final = (0.530, 0.450, 0.362)  # RGB statistics of ABID photos, for training from scratch
+ABID_STD: Final = (0.169, 0.148, 0.111)
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+SMALL_CNN: Final = "small_cnn"
+
+
+class Counter(nn.Module):
+    """A backbone with a head of one logit per count, behind the normalisation of its input."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch classes"]:
+        """Logits per count."""
+        # NHWC bytes permuted to NCHW are channels_last already; the float copy keeps that layout.
+        pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype).div(255)
+        logits: Tensor = self.backbone((pixels - self.mean) / self.std)
+        return logits
+
+
+class SmallCNN(nn.Module):
+    """A residual network of 0.3 M parameters for 64-128 px photos on CPUs.
+
+    Group norm instead of batch norm: the same numbers at any batch size and on any number of workers.
+    """
+
+    def __init__(self, num_classes: int, widths: tuple[int, ...] = (16, 32, 64, 96)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False), nn.GroupNorm(4, widths[0]), nn.ReLU()
+        )
+        stages = zip((widths[0], *widths[:-1]), widths, strict=True)
+        self.stages = nn.Sequential(*(_ResidualStage(w_in, w_out) for w_in, w_out in stages))
+        self.head = nn.Linear(2 * widths[-1], num_classes)
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits per count."""
+        features = self.stages(self.stem(pixels))
+        # The mean carries how much there is, the maximum whether there is any.
+        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+        logits: Tensor = self.head(pooled)
+        return logits
+
+
+class _ResidualStage(nn.Module):
+    def __init__(self, w_in: int, w_out: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(w_in, w_out, 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(4, w_out),
+            nn.ReLU(),
+            nn.Conv2d(w_out, w_out, 3, padding=1, bias=False),
+            nn.GroupNorm(4, w_out),
+        )
+        self.skip = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(w_in, w_out, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+def build_model(config: ModelConfig, *, num_classes: int, load_weights: bool = True) -> Counter:
+    """Build the counter that a config describes.
+
+    Args:
+        config: backbone and weights.
+        num_classes: counts 0..num_classes-1.
+        load_weights: False leaves the random initialisation, for a state that is loaded afterwards.
+
+    Raises:
+        ConfigError: the backbone is unknown.
+        WeightsError: the weights cannot be found, downloaded or fitted.
+    """
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.weights else (ABID_MEAN, ABID_STD)
+    backbone = _build_backbone(config.backbone, num_classes)
+    if config.weights and load_weights:
+        _load_pretrained(backbone, config.backbone, config.weights)
+    return Counter(backbone, mean=mean, std=std).to(memory_format=torch.channels_last)
+
+
+def _build_backbone(name: str, num_classes: int) -> nn.Module:
+    if name == SMALL_CNN:
+        return SmallCNN(num_classes)
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(f"model.backbone {name!r} is unknown; choose {SMALL_CNN} or one of {', '.join(known)}")
+    # These builders initialise an auxiliary classifier or warn about their own initialisation otherwise.
+    extra: dict[str, Any] = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    return model
+
+
+def _load_pretrained(backbone: nn.Module, name: str, weights: str) -> None:
+    """Copy pretrained weights into all layers but the head, whose shape depends on the number of classes."""
+    pretrained = _read_weights(name, weights)
+    own = backbone.state_dict()
+    unfit = {key for key, value in own.items() if key not in pretrained or pretrained[key].shape != value.shape}
+    head = {key for key in own if key.rsplit(".", 1)[0] == list(own)[-1].rsplit(".", 1)[0]}
+    if not unfit <= head:
+        example = min(unfit - head)
+        raise WeightsError(
+            f"weights {weights!r} do not fit model.backbone {name!r}: {len(unfit - head)} tensors"
+            f" are missing or of another shape, as {example}"
+        )
+    backbone.load_state_dict({key: pretrained[key] for key in own if key not in unfit}, strict=False)
+
+
+def _read_weights(backbone: str, weights: str) -> dict[str, Tensor]:
+    path = Path(weights)
+    if path.is_file():
+        return _read_weights_file(path)
+    if backbone == SMALL_CNN:
+        raise WeightsError(f"no weights file at {weights!r}; {SMALL_CNN} has no published weights")
+    enum = torchvision.models.get_model_weights(backbone)
+    if weights not in enum.__members__:
+        names = ", ".join(enum.__members__)
+        raise WeightsError(f"model.weights {weights!r} is neither a file nor one of {names}")
+    try:
+        state: dict[str, Tensor] = enum[weights].get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError) as error:
+        raise WeightsError(
+            f"model.weights {weights} could not be downloaded ({error}). Without internet, download the file elsewhere"
+            f" and give its path as model.weights, or train from scratch with model.weights null"
+        ) from None
+    return state
+
+
+def _read_weights_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        raise WeightsError(f"{path} is not a readable weights file: {error}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds no state dict of tensors")
+    return state

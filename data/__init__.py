@@ -1,0 +1,1 @@
+"""Source to batches: a bucket laid out like ABID becomes decoded, labelled rows."""

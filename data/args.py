@@ -1,0 +1,53 @@
+"""Flags that the commands share, and how they override a recipe."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from bintally.config import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceArgs:
+    """Where the bins lie. What is not given stays as the recipe has it."""
+
+    source: str | None = None
+    """s3://bucket[/prefix], read anonymously, or file:///absolute/folder. Default: s3://aft-vbi-pds."""
+    endpoint_url: str | None = None
+    """Another S3 server than AWS, as http://127.0.0.1:9000."""
+    region: str | None = None
+    """Region of the bucket. Default: us-east-1."""
+    max_count: int | None = None
+    """Leave out bins that hold more items than this. Default: 5."""
+    max_images: int | None = None
+    """Use this many ids of the bucket, chosen by a stable hash. Default: all."""
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with these flags.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        names = ("source", "endpoint_url", "region", "max_count", "max_images")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(recipe, data=replace(recipe.data, **given))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourceArgs:
+    """What the work may use."""
+
+    num_workers: int = 1
+    """Training workers per trial; each takes an equal share of the global batch."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    num_cpus: int | None = None
+    """Logical CPUs of a Ray started here (default: the machine's cores); without meaning if RAY_ADDRESS is set."""
+
+
+def new_run_dir(run_dir: Path | None, verb: str) -> Path:
+    """Make the folder of a run: the given one, or a new one under runs/; absolute, since workers change directory."""
+    chosen = run_dir or Path("runs") / f"{verb}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    absolute = chosen.resolve()
+    absolute.mkdir(parents=True, exist_ok=True)
+    return absolute

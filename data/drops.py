@@ -1,0 +1,65 @@
+"""Dropped rows: each with a reason, counted once however often its row was fetched, and shown.
+
+Tasks all over the cluster report to one small actor per run. It keeps ids, so a retried task or a further epoch counts
+nothing twice.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import ray
+
+REASONS: Final[dict[str, str]] = {
+    "count_above_max": "holds more items than max_count (a filter, not a fault)",
+    "missing_image": "no bin-images/<id>.jpg",
+    "missing_label": "no metadata/<id>.json",
+    "label_not_json": "the record is not JSON",
+    "no_quantity": "the record has no EXPECTED_QUANTITY",
+    "bad_quantity": "EXPECTED_QUANTITY is no whole number of 0 or more",
+    "not_an_image": "the bytes are neither JPEG nor PNG",
+    "truncated_image": "the photo ends early or is damaged",
+    "absurd_dimensions": "the photo's sides are too small or too large",
+    "fetch_failed": "no whole answer after bounded retries",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DropLedger:
+    """Why each id was dropped. Can be sent to any task; lives as long as one copy does."""
+
+    _actor: Any
+
+    @classmethod
+    def start(cls) -> Self:
+        """An empty ledger on the running Ray."""
+        return cls(ray.remote(num_cpus=0)(_Ledger).remote())
+
+    def record(self, drops: dict[str, str]) -> None:
+        """Add {id: reason} without waiting."""
+        self._actor.record.remote(drops)
+
+    def table(self) -> dict[str, int]:
+        """Number of distinct ids by reason, most frequent first."""
+        table: dict[str, int] = ray.get(self._actor.table.remote())
+        return table
+
+
+class _Ledger:
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def record(self, drops: dict[str, str]) -> None:
+        self._reasons.update(drops)
+
+    def table(self) -> dict[str, int]:
+        return dict(Counter(self._reasons.values()).most_common())
+
+
+def format_table(table: dict[str, int], num_ids: int) -> str:
+    """The drop table for people, one line per reason."""
+    if not table:
+        return f"dropped 0 of {num_ids:,} ids"
+    lines = [f"dropped {sum(table.values()):,} of {num_ids:,} ids:"]
+    lines += [f"  {count:7,}  {reason:<18} {REASONS[reason]}" for reason, count in table.items()]
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""From a config to the two datasets of a training: list once, split, and keep the rows in memory when they fit.
+
+Rows that fit are fetched once and shared by all trials and epochs through Ray's object store. Rows that do not are
+streamed from the bucket anew in each epoch, in another order.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+import ray
+from ray.data import Dataset
+from ray.exceptions import RayError
+
+from bintally.batch import COUNT
+from bintally.config import DataConfig
+from bintally.errors import NoUsableRowsError
+from data.bucket import LISTING_RETRIES, open_bucket
+from data.drops import DropLedger, format_table
+from data.pipeline import stream_rows
+from data.progress import say
+from data.session import unwrap
+from data.split import Split, is_padded, sample_ids, split_ids
+
+MEMORY_SHARE: Final = 0.4  # of the object store; the rest is for batches on their way
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRows:
+    """The rows that a training eats."""
+
+    train: Dataset
+    val: Dataset
+    num_train: int
+    """Training rows; an upper bound while streaming, when counts are not known yet."""
+    in_memory: bool
+    """Whether the rows lie in the object store."""
+
+
+def list_splits(data: DataConfig) -> dict[Split, list[str]]:
+    """List the bucket and split its ids.
+
+    Raises:
+        SourceError: the bucket cannot be listed or holds no bins.
+    """
+    say(f"listing {data.source}")
+    ids = open_bucket(data, max_retries=LISTING_RETRIES).list_ids(on_progress=_say_listed)
+    padded = [bin_id for bin_id in ids if is_padded(bin_id)]
+    # A bucket without any padded key is no ABID; then its keys are all there is.
+    chosen = sample_ids(padded or ids, data.max_images)
+    splits = split_ids(chosen)
+    sizes = ", ".join(f"{split} {len(members):,}" for split, members in splits.items())
+    left_out = f" ({len(ids) - len(padded):,} un-padded keys left out)" if padded and len(padded) < len(ids) else ""
+    say(f"{len(chosen):,} ids{left_out}: {sizes}")
+    return splits
+
+
+def load_training_rows(data: DataConfig, ledger: DropLedger, *, seed: int) -> TrainingRows:
+    """List, split, and fetch or prepare to stream the training and validation rows.
+
+    Raises:
+        SourceError: the bucket cannot be read, or no row of a split can be used.
+    """
+    splits = list_splits(data)
+    num_ids = sum(map(len, splits.values()))
+    train = stream_rows(splits["train"], data, ledger, seed=seed)
+    val = stream_rows(splits["val"], data, ledger)
+    num_train = len(splits["train"])
+    num_bytes = (num_train + len(splits["val"])) * data.image_size**2 * 3
+    in_memory = num_bytes <= MEMORY_SHARE * ray.cluster_resources().get("object_store_memory", 0)
+    say(f"about {num_bytes / 1e9:.2f} GB decoded: " + ("kept in memory" if in_memory else "streamed each epoch"))
+    if in_memory:
+        train, val = _fetch(train, "train", ledger, num_ids), _fetch(val, "val", ledger, num_ids)
+        num_train = train.count()
+        say(format_table(ledger.table(), num_train + val.count() + sum(ledger.table().values())))
+        for name, rows in (("train", train), ("val", val)):
+            say(f"{name} rows by count: {count_mix(rows)}")
+    return TrainingRows(train=train, val=val, num_train=num_train, in_memory=in_memory)
+
+
+def _fetch(rows: Dataset, split: Split, ledger: DropLedger, num_ids: int) -> Dataset:
+    say(f"fetching the {split} rows")
+    try:
+        fetched: Dataset = rows.materialize()
+    except RayError as error:
+        raise unwrap(error) or error from None
+    if fetched.count() == 0:
+        raise NoUsableRowsError(f"no usable row in the {split} split; {format_table(ledger.table(), num_ids)}")
+    return fetched
+
+
+def count_mix(rows: Dataset) -> dict[int, int]:
+    """Number of rows by count."""
+    counts: Counter[int] = Counter()
+    for batch in rows.select_columns([COUNT]).iter_batches(batch_size=4096):
+        counts.update(batch[COUNT].tolist())
+    return dict(sorted(counts.items()))
+
+
+def _say_listed(num_ids: int) -> None:
+    if num_ids % 50_000 == 0:
+        say(f"  {num_ids:,} ids so far")

@@ -1,0 +1,119 @@
+"""One Ray session: the cluster named by RAY_ADDRESS, or an isolated local one that ends with the command.
+
+A local Ray has its own temporary folder and token authentication (Ray's default unless RAY_AUTH_MODE says otherwise).
+Every worker learns the address of its cluster: without it, Train's placement-group cleaner asks whichever Ray it finds
+first, and the workers of trials that were stopped early are never given back.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+import ray.data
+from ray.exceptions import RayTaskError
+
+from bintally.errors import BinTallyError
+
+_QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they drown every log
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_worker_maximum_startup_concurrency": "8",  # a trial is some ten small actors; the default warns at each
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables ignore verbose=0
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search keeps its own record
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # today's default warns of tomorrow's
+    "RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S": "600",
+}
+
+_LOOPBACK = "127.0.0.2"  # Ray swaps 127.0.0.1 for the machine's public address; the rest of 127/8 stays
+
+
+@contextmanager
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """Connect to RAY_ADDRESS, or start a local Ray with so many logical CPUs (default: the machine's cores)."""
+    os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS")
+    with _running_cluster(address) if address else _local_cluster(num_cpus):
+        _quiet_ray_data()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _running_cluster(address: str) -> Iterator[None]:
+    ray.init(
+        address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"RAY_ADDRESS": address, **_QUIET}},
+    )
+    yield
+
+
+@contextmanager
+def _local_cluster(num_cpus: int | None) -> Iterator[None]:
+    # A short path: Ray puts unix sockets below it, and those allow 107 characters.
+    temp_dir = Path(tempfile.mkdtemp(prefix="bintally-"))
+    port = _free_port()
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    try:
+        ray.init(
+            "local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=_free_port(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address=_LOOPBACK,
+            _temp_dir=str(temp_dir),
+            runtime_env={"env_vars": {"RAY_ADDRESS": f"{_LOOPBACK}:{port}", **_QUIET}},
+        )
+        _hide_token()
+        yield
+    finally:
+        ray.shutdown()
+        del os.environ["RAY_GCS_SERVER_PORT"]
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _quiet_ray_data() -> None:
+    """Leave the terminal to our own progress; Ray Data's goes to the session's log folder."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as exceptions
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _hide_token() -> None:
+    """Let only this user read the token, which Ray writes readable for all."""
+    token_path = Path.home() / ".ray" / "auth_token"
+    if token_path.exists():
+        token_path.chmod(0o600)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def unwrap(error: BaseException) -> BinTallyError | None:
+    """The error of ours that Ray wrapped, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RayTaskError) and isinstance(seen.cause, BinTallyError):
+            return seen.cause
+        if isinstance(seen, BinTallyError):
+            return seen
+        seen = seen.cause if isinstance(seen, RayTaskError) and seen.cause else seen.__cause__
+    return None

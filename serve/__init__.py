@@ -1,0 +1,1 @@
+"""Checkpoint to HTTP: the counter as a service."""

@@ -1,0 +1,1 @@
+"""Batches to checkpoint: the training loop, on one worker or many."""

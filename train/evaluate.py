@@ -1,0 +1,43 @@
+"""Score a checkpoint on one split of a bucket.
+
+    python train/evaluate.py --checkpoint runs/x/checkpoint --source file:///absolute/bucket --split test
+
+Leaves in the output folder: metrics.json, predictions.csv, drops.json, confusion.png and sheet.png.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from bintally.cli import readable_errors
+from data.args import SourceArgs, new_run_dir
+from data.split import Split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateArgs:
+    """Score a checkpoint on one split of a bucket."""
+
+    checkpoint: Path
+    """Checkpoint folder: model.safetensors, config.json, metrics.json."""
+    split: Split = "test"
+    """Which split to score."""
+    run_dir: Path | None = None
+    """Output folder. Default: a new one under runs/."""
+    num_cpus: int | None = None
+    """Logical CPUs of a Ray started here. Default: the machine's cores."""
+    bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
+
+
+def main() -> None:
+    """Parse, then score."""
+    with readable_errors():
+        args = tyro.cli(EvaluateArgs, description=__doc__)
+        from train.scoring import evaluate  # heavy imports only after the flags are known to be good
+
+        evaluate(args.checkpoint, args.bucket, args.split, new_run_dir(args.run_dir, "evaluate"), args.num_cpus)
+
+
+if __name__ == "__main__":
+    main()

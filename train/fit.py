@@ -1,0 +1,68 @@
+"""Train one recipe.
+
+    python train/fit.py --recipe demo --source file:///absolute/bucket
+
+Takes a named recipe or the best.json of a search (--recipe-file). Leaves in the run folder: checkpoint/ (the best
+epoch), recipe.json, metrics.jsonl and drops.json.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tyro
+
+from bintally.cli import readable_errors
+from bintally.config import Recipe, read_recipe
+from bintally.recipes import get_recipe
+from data.args import ResourceArgs, SourceArgs, new_run_dir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitArgs:
+    """Train one recipe and keep its best checkpoint."""
+
+    recipe: str = "baseline_resnet34"
+    """Named recipe of bintally/recipes.py."""
+    recipe_file: Path | None = None
+    """A recipe as JSON, as the best.json of a search; instead of --recipe."""
+    lr: float | None = None
+    """Peak learning rate. Default: the recipe's."""
+    batch_size: int | None = None
+    """Global batch size over all workers. Default: the recipe's."""
+    max_epochs: int | None = None
+    """Passes over the training rows. Default: the recipe's."""
+    seed: int | None = None
+    """Seeds the weights and the order of the rows. Default: the recipe's."""
+    run_dir: Path | None = None
+    """Folder of the run. Default: a new one under runs/. An interrupted run continues in its folder."""
+    bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
+    resources: tyro.conf.OmitArgPrefixes[ResourceArgs] = field(default_factory=ResourceArgs)
+
+    def resolve(self) -> Recipe:
+        """The recipe to train.
+
+        Raises:
+            ConfigError: the recipe is unknown, or a value is out of range.
+        """
+        recipe = self.bucket.apply(read_recipe(self.recipe_file) if self.recipe_file else get_recipe(self.recipe))
+        optim = replace(
+            recipe.optim,
+            lr=recipe.optim.lr if self.lr is None else self.lr,
+            global_batch_size=self.batch_size or recipe.optim.global_batch_size,
+        )
+        seed = recipe.seed if self.seed is None else self.seed
+        return replace(recipe, optim=optim, max_epochs=self.max_epochs or recipe.max_epochs, seed=seed)
+
+
+def main() -> None:
+    """Parse, then train."""
+    with readable_errors():
+        args = tyro.cli(FitArgs, description=__doc__)
+        recipe = args.resolve()
+        from train.run import fit  # heavy imports only after the flags are known to be good
+
+        fit(recipe, args.resources, new_run_dir(args.run_dir, "fit"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""One training from start to checkpoint, with progress in the terminal."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from ray.train import Checkpoint, TrainingFailedError, UserCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
+from ray.util.queue import Queue
+
+from bintally.config import Recipe, write_recipe
+from bintally.errors import RunError
+from data.args import ResourceArgs
+from data.drops import DropLedger
+from data.ingest import load_training_rows
+from data.progress import say
+from data.session import ray_session, unwrap
+from train.loop import RESUME_FILE
+from train.trainer import build_trainer, check_fits, cluster_resources, trainings_at_once
+
+
+def fit(recipe: Recipe, resources: ResourceArgs, run_dir: Path) -> Path:
+    """Train a recipe; the folder of its best checkpoint.
+
+    Raises:
+        BinTallyError: the source, the cluster or the training failed; the message says how.
+    """
+    with ray_session(resources.num_cpus):
+        trainings_at_once(cluster_resources(), resources)
+        ledger = DropLedger.start()
+        rows = load_training_rows(recipe.data, ledger, seed=recipe.seed)
+        check_fits(recipe, resources, rows.num_train)
+        write_recipe(recipe, run_dir / "recipe.json")
+        say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")
+        with _shown_epochs(run_dir, recipe.max_epochs) as callback:
+            trainer = build_trainer(recipe, rows, resources, name="train", storage_path=run_dir, callback=callback)
+            try:
+                result = trainer.fit()
+            except TrainingFailedError as error:
+                raise unwrap(error) or RunError(f"the training failed: {error}") from error
+        (run_dir / "drops.json").write_text(json.dumps(ledger.table(), indent=2) + "\n")
+        if not result.best_checkpoints:
+            raise RunError("the training ended without a checkpoint")
+        checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["val_nll"])
+        target = keep_checkpoint(Path(checkpoint.path), run_dir / "checkpoint")
+        say(f"best epoch {metrics['epoch']}: {describe(metrics)}")
+        say(f"checkpoint: {target}")
+        return target
+
+
+def keep_checkpoint(source: Path, target: Path) -> Path:
+    """Copy a training's checkpoint without what only a restart needs."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(RESUME_FILE, ".metadata.json"))
+    return target
+
+
+def describe(metrics: dict[str, Any]) -> str:
+    """The figures of one epoch in one line."""
+    return (
+        f"val nll {metrics['val_nll']:.3f}, accuracy {metrics['val_accuracy']:.1%}, rmse {metrics['val_rmse']:.2f};"
+        f" train loss {metrics['train_loss']:.3f}; {metrics['images_per_s']:,.0f} images/s"
+    )
+
+
+class ForwardEpochs(UserCallback):
+    """Sends rank 0's figures of each epoch from Train's controller, wherever it runs, to the driver."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(
+        self,
+        run_context: TrainRunContext,
+        metrics: list[dict[str, Any]],
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        """Called by Train once per epoch; the figures of all ranks are equal but for timing."""
+        self._queue.put(metrics[0])
+
+
+@contextmanager
+def _shown_epochs(run_dir: Path, max_epochs: int) -> Iterator[ForwardEpochs]:
+    """Show each epoch as it ends and append it to metrics.jsonl."""
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    def show() -> None:
+        with (run_dir / "metrics.jsonl").open("a") as log:
+            while (metrics := queue.get()) is not None:
+                say(f"epoch {metrics['epoch']}/{max_epochs}: {describe(metrics)}")
+                print(json.dumps(metrics), file=log, flush=True)
+
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield ForwardEpochs(queue)
+    finally:
+        queue.put(None)
+        thread.join(timeout=5)
+        queue.shutdown()

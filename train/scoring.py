@@ -1,0 +1,120 @@
+"""Score a checkpoint on a split: figures beside the trivial answers, every prediction, and pictures."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from ray.exceptions import RayError
+
+from bintally.batch import COUNT, ID, IMAGE
+from bintally.checkpoint import load_checkpoint
+from bintally.errors import NoUsableRowsError
+from bintally.metrics import CountTally
+from data.args import SourceArgs
+from data.drops import DropLedger, format_table
+from data.ingest import list_splits
+from data.pipeline import stream_rows
+from data.progress import say
+from data.session import ray_session, unwrap
+from data.split import Split
+from train.plots import plot_confusion, plot_sheet
+
+BATCH: Final = 64
+SHEET_SIZE: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One scored bin."""
+
+    bin_id: str
+    expected: int
+    probabilities: np.ndarray
+    """Of each count 0..max_count."""
+
+    @property
+    def counted(self) -> int:
+        """The most probable count."""
+        return int(self.probabilities.argmax())
+
+
+def evaluate(
+    checkpoint_dir: Path, source: SourceArgs, split: Split, run_dir: Path, num_cpus: int | None
+) -> dict[str, Any]:
+    """Score a checkpoint; the figures, as in metrics.json.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        SourceError: the bucket cannot be read, or the split has no usable row.
+    """
+    checkpoint = load_checkpoint(checkpoint_dir)
+    data = source.apply(checkpoint.recipe).data
+    with ray_session(num_cpus):
+        ledger = DropLedger.start()
+        ids = list_splits(data)[split]
+        say(f"scoring {checkpoint_dir} (version {checkpoint.version}) on the {split} split")
+        tally = CountTally.empty(data.num_classes)
+        predictions: list[Prediction] = []
+        photos: list[np.ndarray] = []
+        try:
+            for batch in stream_rows(ids, data, ledger).iter_batches(batch_size=BATCH):
+                probabilities = checkpoint.predict(batch[IMAGE])
+                tally = tally + CountTally.of(torch.from_numpy(probabilities).log(), torch.from_numpy(batch[COUNT]))
+                predictions += map(Prediction, batch[ID].tolist(), batch[COUNT].tolist(), probabilities)
+                photos += list(batch[IMAGE][: max(0, SHEET_SIZE - len(photos))])
+                say(f"  {len(predictions):,} of at most {len(ids):,}")
+        except RayError as error:
+            raise unwrap(error) or error from None
+        drops = ledger.table()
+    if not predictions:
+        raise NoUsableRowsError(f"no usable row in the {split} split of {data.source}; {format_table(drops, len(ids))}")
+    say(format_table(drops, len(ids)))
+    summary = tally.summary() | {"split": split, "source": data.source, "model_version": checkpoint.version}
+    _write(run_dir, summary, predictions, drops)
+    plot_confusion(tally.confusion.numpy(), run_dir / "confusion.png", title=_headline(summary))
+    answers = [(one.expected, one.counted, float(one.probabilities.max())) for one in predictions[:SHEET_SIZE]]
+    plot_sheet(photos, answers, run_dir / "sheet.png", title=f"{split} split: expected and counted")
+    say(format_summary(summary))
+    say(f"figures and pictures: {run_dir}")
+    return summary
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """The figures for people, beside the trivial answers."""
+    lines = [
+        f"{summary['split']} split, {summary['num_images']:,} images of {summary['source']}",
+        f"  accuracy        {summary['accuracy']:6.1%}",
+        f"  majority class  {summary['majority_accuracy']:6.1%}, random {summary['random_accuracy']:.1%}",
+        f"  within one      {summary['within_one']:6.1%}",
+        f"  rmse, mae       {summary['rmse']:6.2f} {summary['mae']:.2f} items",
+        f"  nll             {summary['nll']:6.3f} nats",
+        "  count  images  accuracy  rmse",
+    ]
+    lines += [
+        f"  {count:>5}  {row['num_images']:6,}  {row['accuracy']:8.1%}  {row['rmse']:.2f}"
+        for count, row in summary["per_count"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['split']} split, {summary['num_images']:,} images: accuracy {summary['accuracy']:.1%},"
+        f" majority class {summary['majority_accuracy']:.1%}"
+    )
+
+
+def _write(run_dir: Path, summary: dict[str, Any], predictions: list[Prediction], drops: dict[str, int]) -> None:
+    (run_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (run_dir / "drops.json").write_text(json.dumps(drops, indent=2) + "\n")
+    with (run_dir / "predictions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(
+            ["id", "expected", "counted", *(f"p{count}" for count in range(len(predictions[0].probabilities)))]
+        )
+        for one in predictions:
+            table.writerow([one.bin_id, one.expected, one.counted, *(f"{p:.6f}" for p in one.probabilities)])

@@ -1,0 +1,102 @@
+"""A recipe and its rows become a TorchTrainer; used alike for one fit and for each trial of a search."""
+
+from pathlib import Path
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from bintally.config import Recipe
+from bintally.errors import ClusterTooSmallError, ConfigError
+from data.args import ResourceArgs
+from data.ingest import TrainingRows
+from train.loop import LoopConfig, train_loop
+
+DATA_CPUS = 1  # each running training needs a whole free CPU for its data tasks, or it waits for ever
+
+
+def check_fits(recipe: Recipe, resources: ResourceArgs, num_train: int) -> None:
+    """Refuse a batch size that the workers cannot share or that the rows cannot fill.
+
+    Raises:
+        ConfigError: names the value to change.
+    """
+    batch, workers = recipe.optim.global_batch_size, resources.num_workers
+    if batch > num_train:
+        raise ConfigError(
+            f"global_batch_size {batch} is larger than the training split of {num_train} rows;"
+            f" choose {num_train} at most, or more images"
+        )
+    if batch % workers:
+        raise ConfigError(f"global_batch_size {batch} cannot be shared equally by num_workers {workers}")
+
+
+def trainings_at_once(cluster: dict[str, float], resources: ResourceArgs) -> int:
+    """How many trainings the cluster can run side by side without waiting for one another.
+
+    Args:
+        cluster: totals as `ray.cluster_resources()` gives them.
+        resources: what one training asks for.
+
+    Raises:
+        ClusterTooSmallError: not even one.
+    """
+    cpus, gpus, workers = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0)), resources.num_workers
+    if workers < 1:
+        raise ConfigError(f"num_workers must be at least 1, not {workers}")
+    if resources.use_gpu and gpus < workers:
+        raise ClusterTooSmallError(
+            f"num_workers {workers} with --use-gpu needs {workers} GPUs; the cluster has {gpus}."
+            " Choose fewer workers, or a cluster whose autoscaler has already started its GPU nodes"
+        )
+    if cpus < workers + DATA_CPUS:
+        raise ClusterTooSmallError(
+            f"num_workers {workers} needs {workers + DATA_CPUS} CPUs (one per worker, {DATA_CPUS} for data); the"
+            f" cluster has {cpus}. Choose fewer workers, or on one machine --num-cpus {workers + DATA_CPUS}"
+        )
+    by_cpu = cpus // (workers + DATA_CPUS)
+    return min(by_cpu, gpus // workers) if resources.use_gpu else by_cpu
+
+
+def build_trainer(
+    recipe: Recipe,
+    rows: TrainingRows,
+    resources: ResourceArgs,
+    *,
+    name: str,
+    storage_path: Path,
+    callback: UserCallback,
+) -> TorchTrainer:
+    """A trainer that keeps its best checkpoint by validation NLL, besides the newest to resume from.
+
+    Args:
+        recipe: what to train.
+        rows: the rows to train and validate on.
+        resources: workers and GPUs.
+        name: of the run; the same name and path continue an interrupted run.
+        storage_path: absolute folder for runs.
+        callback: hears of each epoch.
+    """
+    loop = LoopConfig(recipe=recipe, num_train=rows.num_train, shuffle_locally=rows.in_memory)
+    return TorchTrainer(
+        train_loop,
+        train_loop_config=loop.pack(),
+        scaling_config=ScalingConfig(num_workers=resources.num_workers, use_gpu=resources.use_gpu),
+        datasets={"train": rows.train, "val": rows.val},
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage_path),
+            callbacks=[callback],  # type: ignore[list-item]  # annotated for Train v1's callbacks
+            failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute="val_nll", checkpoint_score_order="min"
+            ),
+        ),
+    )
+
+
+def cluster_resources() -> dict[str, float]:
+    """Totals of the running cluster."""
+    totals: dict[str, float] = ray.cluster_resources()
+    return totals

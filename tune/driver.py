@@ -1,0 +1,154 @@
+"""The search itself: rows once, trials side by side under ASHA, the best checkpoint at the end."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ray import tune as ray_tune
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator
+
+from bintally.config import Recipe, write_recipe
+from bintally.errors import ConfigError, RunError
+from data.args import ResourceArgs
+from data.drops import DropLedger
+from data.ingest import TrainingRows, load_training_rows
+from data.progress import say
+from data.session import ray_session
+from train.run import describe, keep_checkpoint
+from train.trainer import check_fits, cluster_resources, trainings_at_once
+from tune.callbacks import KeepRungs, RecordEpochs
+from tune.plots import plot_curves
+from tune.record import METRIC, TRIALS_FILE, EpochRecord, best_record, read_records
+from tune.space import SearchSpace
+from tune.trial import TrialSetup, run_trial
+
+EXPERIMENT: Final = "tune"  # folder of Tune's own state in the run folder
+REDUCTION_FACTOR: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """What a search does, besides the recipe that all trials share."""
+
+    recipe: Recipe
+    space: SearchSpace
+    num_trials: int
+    resources: ResourceArgs
+    resume: bool
+
+    def __post_init__(self) -> None:
+        if self.num_trials < 1:
+            raise ConfigError(f"num_trials must be at least 1, not {self.num_trials}")
+
+
+def search(config: SearchConfig, run_dir: Path) -> EpochRecord:
+    """Run or resume a search; the best epoch of the best trial.
+
+    Leaves in the run folder: best.json, checkpoint/, curves.png, trials.jsonl, results.json and drops.json.
+
+    Raises:
+        BinTallyError: the source, the cluster or every trial failed.
+        KeyboardInterrupt: the user stopped it; the run folder can be resumed.
+    """
+    with ray_session(config.resources.num_cpus):
+        at_once = min(trainings_at_once(cluster_resources(), config.resources), config.num_trials)
+        ledger = DropLedger.start()
+        rows = load_training_rows(config.recipe.data, ledger, seed=config.recipe.seed)
+        for batch_size in config.space.batch_sizes:
+            check_fits(_at(config.recipe, config.space.lr[0], batch_size), config.resources, rows.num_train)
+        tuner = _build_tuner(config, rows, run_dir, at_once)
+        say(f"{config.num_trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
+        results = tuner.fit()
+        drops = ledger.table()
+    (run_dir / "drops.json").write_text(json.dumps(drops, indent=2) + "\n")
+    records = read_records(run_dir / TRIALS_FILE)
+    if records:
+        plot_curves(records, run_dir / "curves.png", max_epochs=config.recipe.max_epochs)
+    num_ended = sum(
+        bool(result.error) or _ran_out(result.metrics) for result in map(results.__getitem__, range(len(results)))
+    )
+    if num_ended < config.num_trials:
+        say(f"interrupted. Continue with the same command and --resume --run-dir {run_dir}")
+        raise KeyboardInterrupt
+    if not records:
+        raise RunError(f"no trial reported an epoch; the first failed with: {_last_line(results[0].error)}")
+    return _keep_best(config, records, run_dir, num_failed=len(results.errors))
+
+
+def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_once: int) -> Tuner:
+    setup = TrialSetup(
+        recipe=config.recipe,
+        resources=config.resources,
+        storage_path=run_dir / "trials",
+        num_train=rows.num_train,
+        in_memory=rows.in_memory,
+    )
+    trainable = ray_tune.with_resources(
+        ray_tune.with_parameters(run_trial, setup=setup, train=rows.train, val=rows.val),
+        # No CPU: the drivers would eat the whole CPUs that Ray Data waits for.
+        {"node:__internal_head__": 0.001},
+    )
+    if config.resume:
+        return Tuner.restore(str(run_dir / EXPERIMENT), trainable=trainable, resume_errored=True)
+    max_epochs = config.recipe.max_epochs
+    scheduler = ASHAScheduler(
+        time_attr="epoch", max_t=max_epochs, grace_period=max(1, max_epochs // 6), reduction_factor=REDUCTION_FACTOR
+    )
+    record = RecordEpochs(run_dir / TRIALS_FILE, max_epochs=max_epochs, num_trials=config.num_trials)
+    return Tuner(
+        trainable,
+        param_space=config.space.to_tune(),
+        tune_config=TuneConfig(
+            metric=METRIC,
+            mode="min",
+            num_samples=config.num_trials,
+            scheduler=scheduler,
+            # Tune knows nothing of the workers: more trials than fit would wait for one another for ever. The limit
+            # must stand here: TuneConfig's own is ignored beside an explicit generator.
+            search_alg=BasicVariantGenerator(max_concurrent=at_once, random_state=config.recipe.seed),
+        ),
+        run_config=RunConfig(
+            name=EXPERIMENT,
+            storage_path=str(run_dir),
+            failure_config=FailureConfig(max_failures=1),
+            callbacks=[record, KeepRungs(scheduler)],
+            verbose=0,
+        ),
+    )
+
+
+def _keep_best(config: SearchConfig, records: list[EpochRecord], run_dir: Path, *, num_failed: int) -> EpochRecord:
+    """Write what a search is for: the recipe and the checkpoint of its best epoch."""
+    best = best_record(records)
+    write_recipe(_at(config.recipe, best.lr, best.global_batch_size), run_dir / "best.json")
+    keep_checkpoint(Path(best.checkpoint_path), run_dir / "checkpoint")
+    epochs_run, epochs_in_full = len(records), config.num_trials * config.recipe.max_epochs
+    results = {
+        "best": {"trial_id": best.trial_id, "lr": best.lr, "global_batch_size": best.global_batch_size}
+        | {"epoch": best.epoch, **best.metrics},
+        "num_trials": config.num_trials,
+        "num_failed": num_failed,
+        "epochs_run": epochs_run,
+        "epochs_without_early_stopping": epochs_in_full,
+    }
+    (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    say(f"best: lr {best.lr:.3g}, batch {best.global_batch_size}, epoch {best.epoch}")
+    say(f"      {describe(best.metrics)}")
+    say(f"{epochs_run} epochs run; without early stopping {epochs_in_full}")
+    say(f"recipe, checkpoint and curves: {run_dir}")
+    return best
+
+
+def _at(recipe: Recipe, lr: float, global_batch_size: int) -> Recipe:
+    return recipe.with_optim(lr=lr, global_batch_size=global_batch_size)
+
+
+def _ran_out(metrics: dict[str, Any] | None) -> bool:
+    return bool(metrics and metrics.get("done"))
+
+
+def _last_line(error: Exception | None) -> str:
+    return str(error).strip().splitlines()[-1] if error else "no error"

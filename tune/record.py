@@ -1,0 +1,59 @@
+"""The record of a search: one JSON line per epoch of a trial, appended as it happens, so that a kill loses nothing.
+
+Tune's own result grid forgets the epochs before a restore; this file does not.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+METRIC: Final = "val_nll"
+TRIALS_FILE: Final = "trials.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochRecord:
+    """What a trial reported after one epoch."""
+
+    trial_id: str
+    lr: float
+    global_batch_size: int
+    epoch: int
+    checkpoint_path: str
+    metrics: dict[str, float]
+    """All figures of the epoch, as the training loop reports them."""
+
+    @property
+    def score(self) -> float:
+        """Validation NLL; the lower the better."""
+        return self.metrics[METRIC]
+
+
+def append_record(path: Path, record: EpochRecord) -> None:
+    """Append one epoch."""
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(record)) + "\n")
+
+
+def read_records(path: Path) -> list[EpochRecord]:
+    """All epochs of all trials; of an epoch that a resumed trial ran again, the later one."""
+    if not path.exists():
+        return []
+    records = (_parse(line) for line in path.read_text().splitlines())
+    latest = {(record.trial_id, record.epoch): record for record in records if record is not None}
+    return list(latest.values())
+
+
+def best_record(records: Iterable[EpochRecord]) -> EpochRecord:
+    """The best epoch of the best trial; the earlier one among equals."""
+    return min(records, key=lambda record: record.score)
+
+
+def _parse(line: str) -> EpochRecord | None:
+    try:
+        values: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return None  # the last line of a search that was killed while writing it
+    return EpochRecord(**values)

@@ -1,0 +1,92 @@
+"""Search learning rate and batch size with ASHA.
+
+    python tune/search.py                                     # the public ABID bucket, anonymously
+    python tune/search.py --recipe demo --source file:///absolute/bucket --num-trials 8
+    python tune/search.py --run-dir runs/x --resume           # go on with an interrupted search
+
+Leaves in the run folder: best.json (a recipe for train/fit.py), checkpoint/ (for serve and train/evaluate.py),
+curves.png, trials.jsonl, results.json and drops.json.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from bintally.cli import readable_errors
+from bintally.config import Recipe, read_recipe, write_recipe
+from bintally.errors import ConfigError
+from bintally.recipes import get_recipe
+from data.args import ResourceArgs, SourceArgs, new_run_dir
+
+if TYPE_CHECKING:
+    from tune.driver import SearchConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchArgs:
+    """Search learning rate and batch size with ASHA over multi-worker trainings."""
+
+    recipe: str = "baseline_resnet34"
+    """Named recipe of bintally/recipes.py that all trials share."""
+    num_trials: int = 16
+    """Points of the space to try."""
+    max_epochs: int | None = None
+    """Epochs of a trial that is not stopped early. Default: the recipe's."""
+    lr: tuple[float, float] = (1e-4, 1e-2)
+    """Bounds of the learning rate, drawn log-uniformly."""
+    batch_sizes: tuple[int, ...] = (32, 64, 128)
+    """Global batch sizes to choose among."""
+    seed: int | None = None
+    """Seeds the points, the weights and the order of the rows. Default: the recipe's."""
+    run_dir: Path | None = None
+    """Folder of the run. Default: a new one under runs/."""
+    resume: bool = False
+    """Go on with the search in --run-dir; recipe and source are the ones it was started with."""
+    bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
+    resources: tyro.conf.OmitArgPrefixes[ResourceArgs] = field(default_factory=ResourceArgs)
+
+    def resolve(self) -> Recipe:
+        """The recipe that all trials share.
+
+        Raises:
+            ConfigError: the recipe is unknown, a value is out of range, or there is nothing to resume.
+        """
+        if self.resume:
+            if self.run_dir is None:
+                raise ConfigError("--resume needs --run-dir, the folder of the search to go on with")
+            return read_recipe(self.run_dir / "recipe.json")
+        recipe = self.bucket.apply(get_recipe(self.recipe))
+        seed = recipe.seed if self.seed is None else self.seed
+        return replace(recipe, max_epochs=self.max_epochs or recipe.max_epochs, seed=seed)
+
+    def to_config(self) -> "SearchConfig":
+        """The search that these flags describe."""
+        from tune.driver import SearchConfig  # heavy imports only after the flags are known to be good
+        from tune.space import SearchSpace
+
+        return SearchConfig(
+            recipe=self.resolve(),
+            space=SearchSpace(lr=self.lr, batch_sizes=self.batch_sizes),
+            num_trials=self.num_trials,
+            resources=self.resources,
+            resume=self.resume,
+        )
+
+
+def main() -> None:
+    """Parse, then search."""
+    with readable_errors():
+        args = tyro.cli(SearchArgs, description=__doc__)
+        recipe = args.resolve()
+        run_dir = new_run_dir(args.run_dir, "search")
+        write_recipe(recipe, run_dir / "recipe.json")
+        config = args.to_config()
+        from tune.driver import search
+
+        search(config, run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""One trial of a search: a point of the space becomes a training of its own.
+
+Runs in a Tune actor that only drives; the work is done by the workers of its TorchTrainer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune as ray_tune
+from ray.data import Dataset
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from bintally.config import Recipe
+from data.args import ResourceArgs
+from data.ingest import TrainingRows
+from train.trainer import build_trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSetup:
+    """What all trials of a search share, besides the rows."""
+
+    recipe: Recipe
+    resources: ResourceArgs
+    storage_path: Path
+    num_train: int
+    in_memory: bool
+
+
+def run_trial(point: dict[str, Any], *, setup: TrialSetup, train: Dataset, val: Dataset) -> None:
+    """Train the shared recipe at one point of the search space; reports each epoch to Tune."""
+    recipe = setup.recipe.with_optim(lr=point["lr"], global_batch_size=point["global_batch_size"])
+    rows = TrainingRows(train=train, val=val, num_train=setup.num_train, in_memory=setup.in_memory)
+    build_trainer(
+        recipe,
+        rows,
+        setup.resources,
+        # A name made of the trial's id: a restarted trial goes on with the checkpoints of its first life.
+        name=f"train-{ray_tune.get_context().get_trial_id()}",
+        storage_path=setup.storage_path,
+        callback=TuneReportCallback(),
+    ).fit()
