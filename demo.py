@@ -5,6 +5,7 @@ Runs the commands that a user runs, one after the other, and leaves everything i
 
 import csv
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,6 +46,8 @@ def main() -> None:
     bucket = run_dir / "bucket"
     source = f"file://{bucket}"
     checkpoint = run_dir / "search" / "checkpoint"
+    for old in ("search", "test"):
+        shutil.rmtree(run_dir / old, ignore_errors=True)  # of an earlier demo
     step("1/4 drawing a synthetic bucket in the layout of ABID")
     run("data/synthetic.py", "--num-bins", args.num_bins, "--counts", "uniform", "--difficulty", 0.2,
         "--num-workers", 2, "--out", source)  # fmt: skip

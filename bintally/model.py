@@ -9,7 +9,6 @@ from urllib.error import URLError
 
 import safetensors.torch
 import torch
-import torchvision
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -107,6 +106,8 @@ def build_model(config: ModelConfig, *, num_classes: int, load_weights: bool = T
 def _build_backbone(name: str, num_classes: int) -> nn.Module:
     if name == SMALL_CNN:
         return SmallCNN(num_classes)
+    import torchvision  # here, not at the top: it takes a second, and the small network does without
+
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ConfigError(f"model.backbone {name!r} is unknown; choose {SMALL_CNN} or one of {', '.join(known)}")
@@ -137,6 +138,8 @@ def _read_weights(backbone: str, weights: str) -> dict[str, Tensor]:
         return _read_weights_file(path)
     if backbone == SMALL_CNN:
         raise WeightsError(f"no weights file at {weights!r}; {SMALL_CNN} has no published weights")
+    import torchvision
+
     enum = torchvision.models.get_model_weights(backbone)
     if weights not in enum.__members__:
         names = ", ".join(enum.__members__)

@@ -44,6 +44,11 @@ class DropLedger:
         table: dict[str, int] = ray.get(self._actor.table.remote())
         return table
 
+    def describe(self, *, num_kept: int) -> str:
+        """The table for people, beside so many rows that were kept."""
+        table = self.table()
+        return format_table(table, num_kept + sum(table.values()))
+
 
 class _Ledger:
     def __init__(self) -> None:

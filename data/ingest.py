@@ -16,7 +16,7 @@ from bintally.batch import COUNT
 from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
 from data.bucket import LISTING_RETRIES, open_bucket
-from data.drops import DropLedger, format_table
+from data.drops import DropLedger
 from data.pipeline import stream_rows
 from data.progress import say
 from data.session import unwrap
@@ -38,7 +38,7 @@ class TrainingRows:
 
 
 def list_splits(data: DataConfig) -> dict[Split, list[str]]:
-    """List the bucket and split its ids.
+    """List the bucket and split its ids; needs no Ray, so that a wrong source is told at once.
 
     Raises:
         SourceError: the bucket cannot be listed or holds no bins.
@@ -55,14 +55,14 @@ def list_splits(data: DataConfig) -> dict[Split, list[str]]:
     return splits
 
 
-def load_training_rows(data: DataConfig, ledger: DropLedger, *, seed: int) -> TrainingRows:
-    """List, split, and fetch or prepare to stream the training and validation rows.
+def load_training_rows(
+    splits: dict[Split, list[str]], data: DataConfig, ledger: DropLedger, *, seed: int
+) -> TrainingRows:
+    """Fetch, or prepare to stream, the training and validation rows.
 
     Raises:
         SourceError: the bucket cannot be read, or no row of a split can be used.
     """
-    splits = list_splits(data)
-    num_ids = sum(map(len, splits.values()))
     train = stream_rows(splits["train"], data, ledger, seed=seed)
     val = stream_rows(splits["val"], data, ledger)
     num_train = len(splits["train"])
@@ -70,22 +70,22 @@ def load_training_rows(data: DataConfig, ledger: DropLedger, *, seed: int) -> Tr
     in_memory = num_bytes <= MEMORY_SHARE * ray.cluster_resources().get("object_store_memory", 0)
     say(f"about {num_bytes / 1e9:.2f} GB decoded: " + ("kept in memory" if in_memory else "streamed each epoch"))
     if in_memory:
-        train, val = _fetch(train, "train", ledger, num_ids), _fetch(val, "val", ledger, num_ids)
+        train, val = _fetch(train, "train", ledger), _fetch(val, "val", ledger)
         num_train = train.count()
-        say(format_table(ledger.table(), num_train + val.count() + sum(ledger.table().values())))
+        say(ledger.describe(num_kept=num_train + val.count()))
         for name, rows in (("train", train), ("val", val)):
             say(f"{name} rows by count: {count_mix(rows)}")
     return TrainingRows(train=train, val=val, num_train=num_train, in_memory=in_memory)
 
 
-def _fetch(rows: Dataset, split: Split, ledger: DropLedger, num_ids: int) -> Dataset:
+def _fetch(rows: Dataset, split: Split, ledger: DropLedger) -> Dataset:
     say(f"fetching the {split} rows")
     try:
         fetched: Dataset = rows.materialize()
     except RayError as error:
         raise unwrap(error) or error from None
     if fetched.count() == 0:
-        raise NoUsableRowsError(f"no usable row in the {split} split; {format_table(ledger.table(), num_ids)}")
+        raise NoUsableRowsError(f"no usable row in the {split} split; {ledger.describe(num_kept=0)}")
     return fetched
 
 

@@ -40,7 +40,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     with _running_cluster(address) if address else _local_cluster(num_cpus):
-        _quiet_ray_data()
+        _configure_ray_data()
         try:
             yield
         finally:
@@ -60,8 +60,7 @@ def _running_cluster(address: str) -> Iterator[None]:
 
 @contextmanager
 def _local_cluster(num_cpus: int | None) -> Iterator[None]:
-    # A short path: Ray puts unix sockets below it, and those allow 107 characters.
-    temp_dir = Path(tempfile.mkdtemp(prefix="bintally-"))
+    temp_dir = Path(tempfile.mkdtemp(prefix="bintally-", dir=_short_temp_dir()))
     port = _free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     try:
@@ -85,12 +84,19 @@ def _local_cluster(num_cpus: int | None) -> Iterator[None]:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def _quiet_ray_data() -> None:
-    """Leave the terminal to our own progress; Ray Data's goes to the session's log folder."""
+def _short_temp_dir() -> str:
+    """The user's temporary folder, or /tmp where that has a long path: unix sockets below it allow 107 characters."""
+    chosen = tempfile.gettempdir()
+    return chosen if len(chosen) <= 24 else "/tmp"  # noqa: S108  # mkdtemp makes a private folder in it
+
+
+def _configure_ray_data() -> None:
+    """Leave the terminal to our own progress, and let our own errors come through as they are."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach the user as exceptions
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
 
 
 def _hide_token() -> None:
@@ -108,12 +114,12 @@ def _free_port() -> int:
 
 
 def unwrap(error: BaseException) -> BinTallyError | None:
-    """The error of ours that Ray wrapped, if there is one."""
+    """The error of ours that Ray wrapped, if there is one, without the advice that Ray appends to its message."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, RayTaskError) and isinstance(seen.cause, BinTallyError):
-            return seen.cause
-        if isinstance(seen, BinTallyError):
-            return seen
-        seen = seen.cause if isinstance(seen, RayTaskError) and seen.cause else seen.__cause__
+        cause = seen.cause if isinstance(seen, RayTaskError) else None
+        if isinstance(cause, BinTallyError):
+            cause.args = (str(cause).split("\nFailed to apply UDF transform")[0],)
+            return cause
+        seen = cause or seen.__cause__
     return None

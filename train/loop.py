@@ -1,5 +1,6 @@
 """What each training worker runs, top to bottom: batches in, one report with a checkpoint per epoch out."""
 
+import json
 import math
 import tempfile
 import time
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bintally.batch import COUNT, IMAGE, ArrayBatch
-from bintally.checkpoint import load_weights, save_checkpoint
+from bintally.checkpoint import METRICS_FILE, load_weights, save_checkpoint
 from bintally.config import Recipe, recipe_from_dict
 from bintally.metrics import CountTally
 from bintally.model import Counter, build_model
@@ -48,6 +49,16 @@ class LoopConfig:
         return cls(**{**values, "recipe": recipe_from_dict(values["recipe"])})
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What changes while a recipe is fitted."""
+
+    recipe: Recipe
+    model: Counter
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+
 class ToTensors(NumpyBatchCollateFn):
     """Photos and counts as tensors; ids are strings and stay behind. Ray moves the result to the device."""
 
@@ -69,7 +80,8 @@ def train_loop(values: dict[str, Any]) -> None:
     model = build_model(recipe.model, num_classes=recipe.data.num_classes).to(device)
     optimizer = build_optimizer(model, recipe.optim)
     schedule = build_schedule(optimizer, recipe.optim, num_steps=num_steps)
-    first_epoch = _resume(model, optimizer, schedule)
+    fit = Fit(recipe, model, optimizer, schedule)
+    first_epoch = _resume(fit)
     ddp_model = ray.train.torch.prepare_model(model)
     train_rows, val_rows = ray.train.get_dataset_shard("train"), ray.train.get_dataset_shard("val")
 
@@ -84,7 +96,7 @@ def train_loop(values: dict[str, Any]) -> None:
             local_shuffle_buffer_size=SHUFFLE_ROWS if config.shuffle_locally else None,
             local_shuffle_seed=seed,
         )
-        train_loss, num_images = _train_epoch(ddp_model, batches, optimizer, schedule, generator)
+        train_loss, num_images = _train_epoch(ddp_model, fit, batches, generator)
         train_s = time.monotonic() - started
         val_batches = val_rows.iter_torch_batches(batch_size=4 * batch_size, collate_fn=ToTensors(), prefetch_batches=2)
         tally = _all_reduce(_validate(ddp_model, val_batches, recipe.data.num_classes), device)
@@ -94,28 +106,24 @@ def train_loop(values: dict[str, Any]) -> None:
             "epoch_s": time.monotonic() - started,
             "images_per_s": num_images * context.get_world_size() / train_s,
         }
-        _report(metrics, model, optimizer, schedule, recipe)
+        _report(metrics, fit)
 
 
 def _train_epoch(
-    model: nn.Module,
-    batches: Iterable[dict[str, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    generator: torch.Generator,
+    ddp_model: nn.Module, fit: Fit, batches: Iterable[dict[str, Tensor]], generator: torch.Generator
 ) -> tuple[float, int]:
     """One pass over this worker's rows; mean loss over them and their number."""
-    model.train()
+    ddp_model.train()
     loss_sum = torch.zeros(())
     num_images = 0
     for batch in batches:
-        logits = model(augment(batch[IMAGE], generator))
+        logits = ddp_model(augment(batch[IMAGE], generator))
         loss = F.cross_entropy(logits, batch[COUNT])
-        optimizer.zero_grad(set_to_none=True)
+        fit.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
-        optimizer.step()
-        schedule.step()
+        nn.utils.clip_grad_norm_(ddp_model.parameters(), max_norm=1.0)
+        fit.optimizer.step()
+        fit.schedule.step()
         # Added up on the device: reading it here would wait for the GPU at every step.
         loss_sum = loss_sum.to(loss.device) + loss.detach() * len(batch[COUNT])
         num_images += len(batch[COUNT])
@@ -152,33 +160,36 @@ def _epoch_metrics(epoch: int, train_loss: float, tally: CountTally) -> dict[str
     }
 
 
-def _report(
-    metrics: dict[str, Any],
-    model: Counter,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    recipe: Recipe,
-) -> None:
+def _report(metrics: dict[str, Any], fit: Fit) -> None:
     """Report the epoch; rank 0 adds the checkpoint. A barrier over all workers."""
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp) / "checkpoint"
-        save_checkpoint(folder, model, recipe, metrics)
-        state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "epoch": metrics["epoch"]}
+        save_checkpoint(folder, fit.model, fit.recipe, metrics)
+        state = {
+            "optimizer": fit.optimizer.state_dict(),
+            "schedule": fit.schedule.state_dict(),
+            "epoch": metrics["epoch"],
+        }
         torch.save(state, folder / RESUME_FILE)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _resume(model: Counter, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> int:
-    """Load the newest checkpoint of this run, if it was restarted; the epoch to begin with, from 1."""
+def _resume(fit: Fit) -> int:
+    """Load the newest checkpoint of this run, if it was restarted; the epoch to begin with, from 1.
+
+    The epoch of that checkpoint is reported once more: the kill may have come before a search heard of it.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 1
     with checkpoint.as_directory() as folder:
-        load_weights(Path(folder), model)
+        load_weights(Path(folder), fit.model)
         state = torch.load(Path(folder) / RESUME_FILE, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
+        metrics = json.loads((Path(folder) / METRICS_FILE).read_text())
+    fit.optimizer.load_state_dict(state["optimizer"])
+    fit.schedule.load_state_dict(state["schedule"])
+    _report(metrics, fit)
     return int(state["epoch"]) + 1

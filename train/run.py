@@ -16,7 +16,7 @@ from bintally.config import Recipe, write_recipe
 from bintally.errors import RunError
 from data.args import ResourceArgs
 from data.drops import DropLedger
-from data.ingest import load_training_rows
+from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from train.loop import RESUME_FILE
@@ -29,10 +29,12 @@ def fit(recipe: Recipe, resources: ResourceArgs, run_dir: Path) -> Path:
     Raises:
         BinTallyError: the source, the cluster or the training failed; the message says how.
     """
+    splits = list_splits(recipe.data)
+    check_fits(recipe, resources, len(splits["train"]))  # before Ray starts; again when the rows are known
     with ray_session(resources.num_cpus):
         trainings_at_once(cluster_resources(), resources)
         ledger = DropLedger.start()
-        rows = load_training_rows(recipe.data, ledger, seed=recipe.seed)
+        rows = load_training_rows(splits, recipe.data, ledger, seed=recipe.seed)
         check_fits(recipe, resources, rows.num_train)
         write_recipe(recipe, run_dir / "recipe.json")
         say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")

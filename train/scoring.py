@@ -53,9 +53,9 @@ def evaluate(
     """
     checkpoint = load_checkpoint(checkpoint_dir)
     data = source.apply(checkpoint.recipe).data
+    ids = list_splits(data)[split]
     with ray_session(num_cpus):
         ledger = DropLedger.start()
-        ids = list_splits(data)[split]
         say(f"scoring {checkpoint_dir} (version {checkpoint.version}) on the {split} split")
         tally = CountTally.empty(data.num_classes)
         predictions: list[Prediction] = []

@@ -1,7 +1,6 @@
 """The search itself: rows once, trials side by side under ASHA, the best checkpoint at the end."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,41 +9,25 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
-from bintally.config import Recipe, write_recipe
-from bintally.errors import ConfigError, RunError
-from data.args import ResourceArgs
+from bintally.config import write_recipe
+from bintally.errors import RunError
 from data.drops import DropLedger
-from data.ingest import TrainingRows, load_training_rows
+from data.ingest import TrainingRows, list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session
 from train.run import describe, keep_checkpoint
 from train.trainer import check_fits, cluster_resources, trainings_at_once
 from tune.callbacks import KeepRungs, RecordEpochs
+from tune.config import SearchConfig
 from tune.plots import plot_curves
 from tune.record import METRIC, TRIALS_FILE, EpochRecord, best_record, read_records
-from tune.space import SearchSpace
 from tune.trial import TrialSetup, run_trial
 
 EXPERIMENT: Final = "tune"  # folder of Tune's own state in the run folder
 REDUCTION_FACTOR: Final = 3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchConfig:
-    """What a search does, besides the recipe that all trials share."""
-
-    recipe: Recipe
-    space: SearchSpace
-    num_trials: int
-    resources: ResourceArgs
-    resume: bool
-
-    def __post_init__(self) -> None:
-        if self.num_trials < 1:
-            raise ConfigError(f"num_trials must be at least 1, not {self.num_trials}")
-
-
-def search(config: SearchConfig, run_dir: Path) -> EpochRecord:
+def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> EpochRecord:
     """Run or resume a search; the best epoch of the best trial.
 
     Leaves in the run folder: best.json, checkpoint/, curves.png, trials.jsonl, results.json and drops.json.
@@ -53,13 +36,16 @@ def search(config: SearchConfig, run_dir: Path) -> EpochRecord:
         BinTallyError: the source, the cluster or every trial failed.
         KeyboardInterrupt: the user stopped it; the run folder can be resumed.
     """
+    splits = list_splits(config.recipe.data)
+    for point in config.points():
+        check_fits(point, config.resources, len(splits["train"]))  # before Ray starts; again when the rows are known
     with ray_session(config.resources.num_cpus):
         at_once = min(trainings_at_once(cluster_resources(), config.resources), config.num_trials)
         ledger = DropLedger.start()
-        rows = load_training_rows(config.recipe.data, ledger, seed=config.recipe.seed)
-        for batch_size in config.space.batch_sizes:
-            check_fits(_at(config.recipe, config.space.lr[0], batch_size), config.resources, rows.num_train)
-        tuner = _build_tuner(config, rows, run_dir, at_once)
+        rows = load_training_rows(splits, config.recipe.data, ledger, seed=config.recipe.seed)
+        for point in config.points():
+            check_fits(point, config.resources, rows.num_train)
+        tuner = _build_tuner(config, rows, run_dir, at_once, resume=resume)
         say(f"{config.num_trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
         results = tuner.fit()
         drops = ledger.table()
@@ -71,14 +57,14 @@ def search(config: SearchConfig, run_dir: Path) -> EpochRecord:
         bool(result.error) or _ran_out(result.metrics) for result in map(results.__getitem__, range(len(results)))
     )
     if num_ended < config.num_trials:
-        say(f"interrupted. Continue with the same command and --resume --run-dir {run_dir}")
+        say(f"interrupted; go on with: python tune/search.py --resume --run-dir {run_dir}")
         raise KeyboardInterrupt
     if not records:
         raise RunError(f"no trial reported an epoch; the first failed with: {_last_line(results[0].error)}")
     return _keep_best(config, records, run_dir, num_failed=len(results.errors))
 
 
-def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_once: int) -> Tuner:
+def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_once: int, *, resume: bool) -> Tuner:
     setup = TrialSetup(
         recipe=config.recipe,
         resources=config.resources,
@@ -91,7 +77,7 @@ def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_onc
         # No CPU: the drivers would eat the whole CPUs that Ray Data waits for.
         {"node:__internal_head__": 0.001},
     )
-    if config.resume:
+    if resume and Tuner.can_restore(str(run_dir / EXPERIMENT)):
         return Tuner.restore(str(run_dir / EXPERIMENT), trainable=trainable, resume_errored=True)
     max_epochs = config.recipe.max_epochs
     scheduler = ASHAScheduler(
@@ -100,7 +86,10 @@ def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_onc
     record = RecordEpochs(run_dir / TRIALS_FILE, max_epochs=max_epochs, num_trials=config.num_trials)
     return Tuner(
         trainable,
-        param_space=config.space.to_tune(),
+        param_space={
+            "lr": ray_tune.loguniform(*config.space.lr),
+            "global_batch_size": ray_tune.choice(list(config.space.batch_sizes)),
+        },
         tune_config=TuneConfig(
             metric=METRIC,
             mode="min",
@@ -123,7 +112,8 @@ def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_onc
 def _keep_best(config: SearchConfig, records: list[EpochRecord], run_dir: Path, *, num_failed: int) -> EpochRecord:
     """Write what a search is for: the recipe and the checkpoint of its best epoch."""
     best = best_record(records)
-    write_recipe(_at(config.recipe, best.lr, best.global_batch_size), run_dir / "best.json")
+    winner = config.recipe.with_optim(lr=best.lr, global_batch_size=best.global_batch_size)
+    write_recipe(winner, run_dir / "best.json")
     keep_checkpoint(Path(best.checkpoint_path), run_dir / "checkpoint")
     epochs_run, epochs_in_full = len(records), config.num_trials * config.recipe.max_epochs
     results = {
@@ -140,10 +130,6 @@ def _keep_best(config: SearchConfig, records: list[EpochRecord], run_dir: Path, 
     say(f"{epochs_run} epochs run; without early stopping {epochs_in_full}")
     say(f"recipe, checkpoint and curves: {run_dir}")
     return best
-
-
-def _at(recipe: Recipe, lr: float, global_batch_size: int) -> Recipe:
-    return recipe.with_optim(lr=lr, global_batch_size=global_batch_size)
 
 
 def _ran_out(metrics: dict[str, Any] | None) -> bool:

@@ -10,18 +10,14 @@ curves.png, trials.jsonl, results.json and drops.json.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
 from bintally.cli import readable_errors
-from bintally.config import Recipe, read_recipe, write_recipe
 from bintally.errors import ConfigError
 from bintally.recipes import get_recipe
 from data.args import ResourceArgs, SourceArgs, new_run_dir
-
-if TYPE_CHECKING:
-    from tune.driver import SearchConfig
+from tune.config import SearchConfig, SearchSpace, read_search, write_search
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +39,12 @@ class SearchArgs:
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/."""
     resume: bool = False
-    """Go on with the search in --run-dir; recipe and source are the ones it was started with."""
+    """Go on with the search in --run-dir, as it was started; the other flags have no meaning then."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
     resources: tyro.conf.OmitArgPrefixes[ResourceArgs] = field(default_factory=ResourceArgs)
 
-    def resolve(self) -> Recipe:
-        """The recipe that all trials share.
+    def resolve(self) -> SearchConfig:
+        """The search that these flags describe.
 
         Raises:
             ConfigError: the recipe is unknown, a value is out of range, or there is nothing to resume.
@@ -56,22 +52,14 @@ class SearchArgs:
         if self.resume:
             if self.run_dir is None:
                 raise ConfigError("--resume needs --run-dir, the folder of the search to go on with")
-            return read_recipe(self.run_dir / "recipe.json")
+            return read_search(self.run_dir)
         recipe = self.bucket.apply(get_recipe(self.recipe))
         seed = recipe.seed if self.seed is None else self.seed
-        return replace(recipe, max_epochs=self.max_epochs or recipe.max_epochs, seed=seed)
-
-    def to_config(self) -> "SearchConfig":
-        """The search that these flags describe."""
-        from tune.driver import SearchConfig  # heavy imports only after the flags are known to be good
-        from tune.space import SearchSpace
-
         return SearchConfig(
-            recipe=self.resolve(),
+            recipe=replace(recipe, max_epochs=self.max_epochs or recipe.max_epochs, seed=seed),
             space=SearchSpace(lr=self.lr, batch_sizes=self.batch_sizes),
             num_trials=self.num_trials,
             resources=self.resources,
-            resume=self.resume,
         )
 
 
@@ -79,13 +67,13 @@ def main() -> None:
     """Parse, then search."""
     with readable_errors():
         args = tyro.cli(SearchArgs, description=__doc__)
-        recipe = args.resolve()
+        config = args.resolve()
         run_dir = new_run_dir(args.run_dir, "search")
-        write_recipe(recipe, run_dir / "recipe.json")
-        config = args.to_config()
-        from tune.driver import search
+        if not args.resume:
+            write_search(config, run_dir)
+        from tune.driver import search  # heavy imports only after the flags are known to be good
 
-        search(config, run_dir)
+        search(config, run_dir, resume=args.resume)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""Buckets that tests read: a synthetic one always, the real ABID pairs where the machine has them, an S3 server."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_BUCKET = ROOT.parent / "shared" / "abid" / "bucket"
+
+
+@pytest.fixture(autouse=True)
+def _own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test talks to a Ray that happens to run on this machine."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def synthetic_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 easy bins with counts 0-5, and some of every fault."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    flags = ["--num-bins", "240", "--counts", "uniform", "--difficulty", "0", "--broken-rate", "0.05"]
+    subprocess.run([sys.executable, str(ROOT / "data/synthetic.py"), *flags, "--out", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["synthetic", "real"])
+def bucket(request: pytest.FixtureRequest, synthetic_bucket: Path) -> Path:
+    """A bucket folder: the synthetic one, and the real ABID pairs where they exist."""
+    if request.param == "synthetic":
+        return synthetic_bucket
+    if not REAL_BUCKET.is_dir():
+        pytest.skip("the real ABID pairs are not on this machine; the same test ran on the synthetic bucket")
+    return REAL_BUCKET
+
+
+@pytest.fixture(scope="session")
+def best_bucket(synthetic_bucket: Path) -> Path:
+    """The real ABID pairs where they exist, the synthetic bucket elsewhere; for tests too slow to run on both."""
+    return REAL_BUCKET if REAL_BUCKET.is_dir() else synthetic_bucket
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A moto S3 server in a process of its own, on the loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_up(endpoint)
+        yield endpoint
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+def s3_client(endpoint: str) -> "boto3.client":  # type: ignore[valid-type]  # boto3 makes its types at run time
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="owner",
+        aws_secret_access_key="not-a-secret",  # noqa: S106  # moto takes anything
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_endpoint: str, best_bucket: Path) -> str:
+    """The first 200 ids of the best bucket on the S3 server, readable by everyone; its s3:// address."""
+    client = s3_client(s3_endpoint)
+    client.create_bucket(Bucket="pairs", ACL="public-read")
+    photos = sorted((best_bucket / "bin-images").glob("?????*.jpg"))[:200]
+    records = [best_bucket / "metadata" / f"{photo.stem}.json" for photo in photos]
+    for path in [*photos, *filter(Path.exists, records)]:
+        key = f"abid/{path.relative_to(best_bucket)}"
+        client.put_object(Bucket="pairs", Key=key, Body=path.read_bytes(), ACL="public-read")
+    client.create_bucket(Bucket="private")
+    client.put_object(Bucket="private", Key="bin-images/00001.jpg", Body=b"x")
+    return "s3://pairs/abid"
+
+
+def _wait_until_up(endpoint: str) -> None:
+    for _ in range(100):
+        try:
+            s3_client(endpoint).list_buckets()
+        except BotoCoreError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError(f"moto did not answer at {endpoint}")

@@ -1,0 +1,159 @@
+"""The commands as a user runs them: in processes of their own, from another folder, without PYTHONPATH."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bintally.checkpoint import load_checkpoint
+from bintally.config import read_recipe
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).resolve().parents[2]
+SEARCH = ("--recipe", "smoke", "--num-trials", "2", "--num-cpus", "4", "--batch-sizes", "16")
+
+
+def command(script: str, *flags: object) -> list[str]:
+    return [sys.executable, str(ROOT / script), *map(str, flags)]
+
+
+def run(cwd: Path, script: str, *flags: object, code: int = 0) -> str:
+    """Output of a command that must end with the given code."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        command(script, *flags), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    return output
+
+
+def processes_with(marker: str) -> list[int]:
+    """Processes that inherited an environment variable of that value: all that a command started, Ray's daemons too."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if marker.encode() in environment:
+            found.append(int(process.name))
+    return found
+
+
+def check_search(run_dir: Path) -> None:
+    """A finished search left everything that a user needs."""
+    results = json.loads((run_dir / "results.json").read_text())
+    assert results["num_trials"] == 2
+    assert results["num_failed"] == 0
+    assert 3 <= results["epochs_run"] <= 4
+    assert len({json.loads(line)["trial_id"] for line in (run_dir / "trials.jsonl").read_text().splitlines()}) == 2
+    recipe = read_recipe(run_dir / "best.json")
+    assert (recipe.optim.lr, recipe.optim.global_batch_size) == (results["best"]["lr"], 16)
+    checkpoint = load_checkpoint(run_dir / "checkpoint")
+    assert checkpoint.recipe == recipe
+    assert checkpoint.metrics["val_nll"] == results["best"]["val_nll"]
+    assert (run_dir / "curves.png").stat().st_size > 5_000
+    assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == [
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which a search ran through file://; the search itself is in found/."""
+    folder = tmp_path_factory.mktemp("folder")
+    output = run(folder, "tune/search.py", *SEARCH, "--source", f"file://{bucket}", "--run-dir", "found")
+    assert "2 trials of smoke, 2 at a time" in output
+    assert "dropped" in output
+    return folder
+
+
+def test_search_through_a_folder(found: Path) -> None:
+    check_search(found / "found")
+
+
+def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
+    source = f"file://{bucket}"
+    run(found, "train/evaluate.py", "--checkpoint", "found/checkpoint", "--run-dir", "scored", "--num-cpus", 2)
+    summary = json.loads((found / "scored" / "metrics.json").read_text())
+    with (found / "scored" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert summary["num_images"] == len(rows) > 30
+    assert summary["accuracy"] == sum(row["expected"] == row["counted"] for row in rows) / len(rows)
+    assert summary["source"] == source
+    for picture in ("confusion.png", "sheet.png"):
+        assert (found / "scored" / picture).stat().st_size > 5_000
+
+
+def test_fit_the_recipe_that_was_found(found: Path) -> None:
+    run(found, "train/fit.py", "--recipe-file", "found/best.json", "--run-dir", "fitted", "--num-cpus", 2)
+    assert load_checkpoint(found / "fitted" / "checkpoint").recipe == read_recipe(found / "found" / "best.json")
+    assert len((found / "fitted" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path: Path) -> None:
+    flags = ("--source", s3_bucket, "--endpoint-url", s3_endpoint, "--run-dir", "found")
+    output = run(tmp_path, "tune/search.py", *SEARCH, "--num-workers", 2, *flags)
+    check_search(tmp_path / "found")
+    assert "2 trials of smoke, 1 at a time" in output
+    assert "200 ids" in output
+
+
+def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(synthetic_bucket: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "found"
+    flags = [*SEARCH, "--source", f"file://{synthetic_bucket}", "--run-dir", run_dir]
+    environment = os.environ | {"STARTED_BY": str(tmp_path)}
+    search = subprocess.Popen(
+        command("tune/search.py", *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert search.stdout is not None
+    for line in search.stdout:
+        if "epoch 1/" in line:
+            break
+    assert len(processes_with(str(tmp_path))) > 5
+    search.send_signal(signal.SIGINT)
+    rest = search.stdout.read()
+    assert search.wait(timeout=60) == 130, rest
+    assert "--resume" in rest
+    deadline = time.monotonic() + 20
+    while processes_with(str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not processes_with(str(tmp_path))
+    assert not (run_dir / "best.json").exists()
+
+    run(tmp_path, "tune/search.py", "--run-dir", run_dir, "--resume")
+    check_search(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source", "file:///nowhere"], "there is no folder /nowhere"),
+        (["--source", "nowhere"], "source must be s3://"),
+        (["--source", "s3://b", "--endpoint-url", "http://127.0.0.1:9"], "http://127.0.0.1:9 cannot be read"),
+        (["--num-workers", "8"], "num_workers 8 needs 9 CPUs"),
+        (["--use-gpu", "--num-workers", "8"], "needs 8 GPUs"),
+        (["--batch-sizes", "4096"], "global_batch_size 4096 is larger than the training split"),
+        (["--num-workers", "2", "--batch-sizes", "15"], "cannot be shared equally"),
+        (["--resume"], "holds no search to resume"),
+        (["--recipe", "unheard_of"], "recipe 'unheard_of' is unknown; choose one of"),
+        (["--lr", "0.1", "0.01"], "lr needs a low and a higher bound"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(flags: list[str], message: str, synthetic_bucket: Path, tmp_path: Path) -> None:
+    source = [] if "--source" in flags else ["--source", f"file://{synthetic_bucket}"]
+    output = run(tmp_path, "tune/search.py", *SEARCH, *source, "--run-dir", "found", *flags, code=2)
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, output
+    assert message in errors[0]
+    assert "Traceback" not in output

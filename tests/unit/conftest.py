@@ -1,0 +1,93 @@
+"""Fixtures that several unit tests share: photos, a small bucket on disk, and an S3 server of a few lines."""
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Answer = tuple[int, bytes]
+
+
+def smooth_pixels(seed: int = 0, size: tuple[int, int] = (80, 64)) -> Image.Image:
+    """A photo-like picture of (width, height): smooth colours, since noise tells resizers apart for no good reason."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., bytes]:
+    """`photo(format, mode=, seed=, size=, **save_options)`: the bytes of an encoded picture."""
+
+    def make(
+        format_name: str = "JPEG",
+        *,
+        mode: str = "RGB",
+        seed: int = 0,
+        size: tuple[int, int] = (80, 64),
+        **options: object,
+    ) -> bytes:
+        file = io.BytesIO()
+        smooth_pixels(seed, size).convert(mode).save(file, format_name, **options)
+        return file.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def bucket_dir(tmp_path: Path, photo: Callable[..., bytes]) -> Callable[..., Path]:
+    """`bucket_dir({id: count}, broken={key: bytes or None})`: a folder in the layout of ABID; None removes the key."""
+
+    def make(counts: dict[str, int], *, broken: dict[str, bytes | None] | None = None) -> Path:
+        folder = tmp_path / "bucket"
+        objects: dict[str, bytes | None] = {}
+        for seed, (bin_id, count) in enumerate(counts.items()):
+            objects[f"bin-images/{bin_id}.jpg"] = photo(seed=seed)
+            objects[f"metadata/{bin_id}.json"] = json.dumps({"EXPECTED_QUANTITY": count}).encode()
+        for key, data in (objects | (broken or {})).items():
+            path = folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if data is not None:
+                path.write_bytes(data)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def s3_server() -> Iterator[Callable[[Callable[[str], Answer]], str]]:
+    """`s3_server(answer)`: the endpoint of a server that gives `answer(path)`, a status and a body, to each GET."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answer: Callable[[str], Answer]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:  # the name is http.server's
+                status, body = answer(self.path)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+                self.send_header("ETag", '"0"')
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Stay silent."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,191 @@
+"""Flags over recipes: what is given counts, what is not stays, and nothing is replaced in silence."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bintally.config import Recipe, write_recipe
+from bintally.errors import ConfigError
+from bintally.recipes import RECIPES, baseline_resnet34, smoke
+from data.args import ResourceArgs, SourceArgs, new_run_dir
+from train.fit import FitArgs
+from tune.config import write_search
+from tune.search import SearchArgs
+
+ZERO = "BUG: `value or default` takes 0 for a flag that was not given"
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    write_recipe(replace(smoke(), seed=42, max_epochs=9), tmp_path / "best.json")
+    return tmp_path / "best.json"
+
+
+# Where the bins lie
+
+
+def test_no_flag_changes_nothing() -> None:
+    assert SourceArgs().apply(smoke()) == smoke()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("source", "file:///tmp/bucket"),
+        ("endpoint_url", "http://127.0.0.1:9000"),
+        ("region", "eu-west-1"),
+        ("max_count", 9),
+        ("max_images", 100),
+    ],
+)
+def test_a_flag_changes_its_own_field_alone(name: str, value: object) -> None:
+    changed = SourceArgs(**{name: value}).apply(smoke())  # type: ignore[arg-type]
+    assert changed == replace(smoke(), data=replace(smoke().data, **{name: value}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("source", ""), ("endpoint_url", ""), ("max_count", 0), ("max_images", 0), ("max_count", -1)]
+)
+def test_zero_and_nothing_are_not_mistaken_for_a_flag_left_out(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        SourceArgs(**{name: value}).apply(smoke())  # type: ignore[arg-type]
+
+
+# train/fit.py
+
+
+def test_fit_trains_the_baseline_on_abid_by_default() -> None:
+    assert FitArgs().resolve() == baseline_resnet34()
+
+
+@pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES.keys())
+def test_fit_takes_a_named_recipe_as_it_is(make: Callable[[], Recipe]) -> None:
+    assert FitArgs(recipe=make.__name__).resolve() == make()
+
+
+def test_fit_takes_the_recipe_of_a_search(recipe_file: Path) -> None:
+    assert FitArgs(recipe_file=recipe_file).resolve() == replace(smoke(), seed=42, max_epochs=9)
+
+
+def test_flags_of_fit_override_the_recipe(recipe_file: Path) -> None:
+    args = FitArgs(
+        recipe_file=recipe_file,
+        lr=0.25,
+        batch_size=7,
+        max_epochs=3,
+        seed=0,
+        bucket=SourceArgs(source="file:///tmp/bucket", max_count=3),
+    )
+    recipe = args.resolve()
+    assert (recipe.optim.lr, recipe.optim.global_batch_size, recipe.max_epochs, recipe.seed) == (0.25, 7, 3, 0)
+    assert (recipe.data.source, recipe.data.max_count) == ("file:///tmp/bucket", 3)
+    assert recipe.optim.weight_decay == smoke().optim.weight_decay
+    assert recipe.model == smoke().model
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (FitArgs(recipe="smoek"), "smoek"),
+        (FitArgs(recipe_file=Path("/nowhere/best.json")), "/nowhere/best.json"),
+        (FitArgs(lr=0.0), "lr"),
+        (FitArgs(lr=-1.0), "lr"),
+        (FitArgs(batch_size=-1), "batch_size"),
+        (FitArgs(max_epochs=-1), "max_epochs"),
+        (FitArgs(bucket=SourceArgs(max_count=0)), "max_count"),
+        pytest.param(FitArgs(batch_size=0), "batch_size", marks=pytest.mark.xfail(strict=True, reason=ZERO)),
+        pytest.param(FitArgs(max_epochs=0), "max_epochs", marks=pytest.mark.xfail(strict=True, reason=ZERO)),
+    ],
+)
+def test_fit_refuses_what_cannot_be_trained(args: FitArgs, names: str) -> None:
+    with pytest.raises(ConfigError, match=names):
+        args.resolve()
+
+
+# tune/search.py
+
+
+def test_search_starts_from_the_baseline_on_abid_by_default() -> None:
+    config = SearchArgs().resolve()
+    assert config.recipe == baseline_resnet34()
+    assert (config.num_trials, config.resources) == (16, ResourceArgs())
+    assert (config.space.lr, config.space.batch_sizes) == ((1e-4, 1e-2), (32, 64, 128))
+
+
+def test_flags_of_search_override_the_recipe() -> None:
+    args = SearchArgs(
+        recipe="smoke",
+        num_trials=3,
+        max_epochs=5,
+        lr=(1e-3, 1e-1),
+        batch_sizes=(8,),
+        seed=7,
+        bucket=SourceArgs(source="file:///tmp/bucket"),
+        resources=ResourceArgs(num_workers=2, use_gpu=True),
+    )
+    config = args.resolve()
+    data = replace(smoke().data, source="file:///tmp/bucket")
+    assert config.recipe == replace(smoke(), data=data, max_epochs=5, seed=7)
+    assert (config.num_trials, config.space.lr, config.space.batch_sizes) == (3, (1e-3, 1e-1), (8,))
+    assert config.resources == ResourceArgs(num_workers=2, use_gpu=True)
+
+
+def test_seed_zero_overrides_the_seed_of_a_recipe(recipe_file: Path) -> None:
+    assert FitArgs(recipe_file=recipe_file, seed=0).resolve().seed == 0
+
+
+def test_a_resumed_search_goes_on_as_it_was_started(tmp_path: Path) -> None:
+    config = SearchArgs(recipe="smoke", seed=42, num_trials=3, batch_sizes=(8,)).resolve()
+    write_search(config, tmp_path)
+    assert SearchArgs(recipe="demo", run_dir=tmp_path, resume=True, seed=1, num_trials=9).resolve() == config
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (SearchArgs(resume=True), "--run-dir"),
+        (SearchArgs(resume=True, run_dir=Path("/nowhere")), "run_dir /nowhere holds no search"),
+        (SearchArgs(recipe="smoek"), "smoek"),
+        (SearchArgs(max_epochs=-1), "max_epochs"),
+        (SearchArgs(bucket=SourceArgs(max_images=0)), "max_images"),
+        (SearchArgs(num_trials=0), "num_trials"),
+        (SearchArgs(lr=(1e-2, 1e-4)), "lr"),
+        (SearchArgs(batch_sizes=()), "batch_sizes"),
+        pytest.param(SearchArgs(max_epochs=0), "max_epochs", marks=pytest.mark.xfail(strict=True, reason=ZERO)),
+    ],
+)
+def test_search_refuses_what_cannot_be_searched(args: SearchArgs, names: str) -> None:
+    with pytest.raises(ConfigError, match=names):
+        args.resolve()
+
+
+# The folder of a run
+
+
+def test_the_folder_of_a_run_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert new_run_dir(Path("some/where"), "fit") == tmp_path / "some" / "where"
+    assert (tmp_path / "some" / "where").is_dir()
+
+
+def test_a_run_without_a_folder_gets_one_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dir = new_run_dir(None, "search")
+    assert run_dir.parent == tmp_path / "runs"
+    assert run_dir.name.startswith("search-20")
+    assert run_dir.is_dir()
+
+
+def test_a_folder_that_exists_keeps_its_content(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    assert new_run_dir(tmp_path, "fit") == tmp_path
+    assert (tmp_path / "recipe.json").read_text() == "{}"
+
+
+@pytest.mark.xfail(strict=True, raises=OSError, reason="BUG: the user sees a traceback instead of one line")
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="run_dir"):
+        new_run_dir(tmp_path / "file" / "run", "fit")

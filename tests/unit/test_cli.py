@@ -1,0 +1,59 @@
+"""What all commands share: which errors become one line, and with which exit code."""
+
+import pytest
+
+from bintally import errors
+from bintally.cli import readable_errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ConfigError("lr must be above 0"),
+        errors.SourceUnreachableError("s3://x cannot be read"),
+        errors.RowError("no_quantity", "detail"),
+        errors.CheckpointError("no checkpoint at /x"),
+        errors.RunError("the training failed"),
+    ],
+)
+def test_an_expected_error_is_one_line_and_exit_code_2(
+    error: errors.BinTallyError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, readable_errors():
+        raise error
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", f"error: {error}\n")
+
+
+def test_ctrl_c_is_exit_code_130_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, readable_errors():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), AssertionError("a bug"), OSError("a bug")])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, readable_errors():
+        raise error
+    assert caught.value is error
+
+
+def test_nothing_happens_when_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with readable_errors():
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_error_has_one_root_and_stands_in_the_tree() -> None:
+    tree = errors.__doc__ or ""
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert all(issubclass(one, errors.BinTallyError) for one in classes)
+    assert [one.__name__ for one in classes if one.__name__ not in tree] == []
+
+
+def test_a_row_error_carries_its_reason_apart_from_the_detail() -> None:
+    error = errors.LabelError("bad_quantity", "EXPECTED_QUANTITY is -1")
+    assert error.reason == "bad_quantity"
+    assert str(error) == "bad_quantity: EXPECTED_QUANTITY is -1"
+    assert str(errors.LabelError("missing_label")) == "missing_label"

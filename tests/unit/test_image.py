@@ -1,0 +1,225 @@
+"""The one pixel path: what is decoded, and what is refused before it costs anything."""
+
+import io
+import random
+import struct
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bintally.errors import ImageError
+from bintally.image import MAX_SCANS, check_header, decode_photo
+
+Photo = Callable[..., bytes]
+
+SOS = b"\xff\xda"
+
+
+def by_pillow(data: bytes, size: int) -> np.ndarray:
+    """What Pillow alone makes of a photo; its bilinear filter is antialiased as ours has to be."""
+    with Image.open(io.BytesIO(data)) as image:
+        resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized).astype(int)
+
+
+def claim_size(jpeg: bytes, width: int, height: int) -> bytes:
+    """The same JPEG with other dimensions in its frame header (SOF0: marker, length, precision, height, width)."""
+    start = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:start] + struct.pack(">HH", height, width) + jpeg[start + 4 :]
+
+
+def with_scans(progressive: bytes, num_scans: int) -> bytes:
+    """The same progressive JPEG with its last scan repeated up to so many scans."""
+    last = progressive[progressive.rindex(SOS) : -2]
+    return progressive[:-2] + last * (num_scans - progressive.count(SOS)) + progressive[-2:]
+
+
+def reason_of(data: bytes) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode_photo(data, 32)
+    return caught.value.reason
+
+
+# What is decoded
+
+
+@pytest.mark.parametrize("size", [16, 48, 64, 200])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_comes_out_as_from_pillow(photo: Photo, mode: str, size: int) -> None:
+    data = photo("JPEG", mode=mode, size=(120, 90))
+    pixels = decode_photo(data, size)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+    difference = np.abs(pixels.astype(int) - by_pillow(data, size))
+    # Two decoders round differently, most of all in CMYK; a wrong filter or channel order is off by far more.
+    assert difference.mean() < 1.5
+    assert difference.max() <= 8
+
+
+def test_downsizing_is_antialiased() -> None:
+    lines = np.zeros((256, 256, 3), np.uint8)
+    lines[:, ::8] = 255  # without antialiasing, every output pixel would fall between two lines
+    file = io.BytesIO()
+    Image.fromarray(lines).save(file, "PNG")
+    assert decode_photo(file.getvalue(), 32).mean() == pytest.approx(255 / 8, abs=2)
+
+
+def test_channels_are_red_green_blue() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 100, 30)).save(file, "JPEG", quality=95)
+    assert np.abs(decode_photo(file.getvalue(), 32).astype(int) - (200, 100, 30)).max() <= 3
+
+
+def test_the_photo_is_squashed_not_cropped() -> None:
+    halves = np.zeros((40, 160, 3), np.uint8)
+    halves[:, 80:] = 255
+    file = io.BytesIO()
+    Image.fromarray(halves).save(file, "PNG")
+    pixels = decode_photo(file.getvalue(), 32)
+    assert (pixels[:, :15] == 0).all()
+    assert (pixels[:, 17:] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_a_png_of_the_right_size_comes_out_as_it_is(photo: Photo, mode: str) -> None:
+    data = photo("PNG", mode=mode, size=(64, 64))
+    assert np.array_equal(decode_photo(data, 64), by_pillow(data, 64))
+
+
+def test_the_result_is_contiguous_and_may_be_written(photo: Photo) -> None:
+    pixels = decode_photo(photo(), 32)
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+
+
+def test_exif_orientation_is_ignored(photo: Photo) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me by 90 degrees"
+    assert np.array_equal(decode_photo(photo(exif=exif), 32), decode_photo(photo(), 32))
+
+
+def test_a_progressive_jpeg_is_a_photo_like_any_other(photo: Photo) -> None:
+    data = photo(progressive=True)
+    assert data.count(SOS) > 1
+    assert np.abs(decode_photo(data, 64).astype(int) - by_pillow(data, 64)).max() <= 8
+
+
+@pytest.mark.parametrize("side", [16, 10_000])
+def test_sides_at_the_limits_are_taken(photo: Photo, side: int) -> None:
+    assert check_header(claim_size(photo(), side, 2_500)) == (side, 2_500)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ImageError, reason="BUG: scans are counted in all bytes, not only in JPEG markers"
+)
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG"])
+def test_bytes_that_look_like_scans_do_not_count(photo: Photo, format_name: str) -> None:
+    if format_name == "PNG":  # in 6.5 MB of compressed pixels the two bytes turn up 100 times by chance
+        data = photo("PNG")
+        data = data[:-12] + png_chunk(b"biNt", SOS * (MAX_SCANS + 1)) + data[-12:]
+    else:  # an embedded thumbnail, a vendor's block in EXIF
+        data = photo("JPEG", comment=SOS * (MAX_SCANS + 1))
+    assert decode_photo(data, 32).shape == (32, 32, 3)
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    from zlib import crc32
+
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc32(kind + body))
+
+
+@pytest.mark.xfail(strict=True, reason="BUG: Pillow's warning about a palette with alpha reaches the server's log")
+def test_a_palette_with_alpha_does_not_warn(photo: Photo) -> None:
+    data = photo("PNG", mode="P", transparency=bytes(range(200)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        decode_photo(data, 32)
+    assert caught == []
+
+
+@pytest.mark.xfail(strict=True, reason="BUG: Pillow clips 16 bits at 255, so nearly every such photo turns white")
+def test_a_16_bit_png_keeps_its_brightness() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((64, 64), 32768, np.uint16)).save(file, "PNG")
+    try:
+        pixels = decode_photo(file.getvalue(), 32)
+    except ImageError:
+        return  # a readable refusal would be right, too
+    assert abs(int(pixels.mean()) - 128) <= 1
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff", b"<!doctype html><html></html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"%PDF-1.7", bytes(5000)],
+    ids=["empty", "one byte", "HTML", "JPEG magic alone", "PNG magic alone", "PDF", "zeros"],
+)
+def test_what_is_no_image(data: bytes) -> None:
+    assert reason_of(data) == "not_an_image"
+
+
+@pytest.mark.parametrize("format_name", ["GIF", "BMP", "WEBP", "TIFF"])
+def test_other_formats_are_no_photos_of_ours(photo: Photo, format_name: str) -> None:
+    assert reason_of(photo(format_name)) == "not_an_image"
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_a_photo_that_ends_early(photo: Photo, format_name: str, share: float) -> None:
+    data = photo(format_name, size=(160, 120))
+    assert reason_of(data[: int(share * len(data))]) == "truncated_image"
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(20_000, 20_000), (65_535, 65_535), (10_001, 64), (5_001, 5_000), (15, 64), (64, 15)]
+)
+def test_absurd_dimensions_are_refused_before_anything_is_decoded(photo: Photo, width: int, height: int) -> None:
+    data = claim_size(photo(), width, height)
+    tracemalloc.start()
+    started = time.perf_counter()
+    try:
+        assert reason_of(data) == "absurd_dimensions"
+        seconds, (_, peak_bytes) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seconds < 1
+    assert peak_bytes < 5e6
+
+
+def test_a_png_header_can_lie_as_well(photo: Photo) -> None:
+    body = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    data = photo("PNG")
+    assert reason_of(data[:8] + png_chunk(b"IHDR", body) + data[33:]) == "absurd_dimensions"
+
+
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
+def test_one_pixel(photo: Photo, format_name: str) -> None:
+    assert reason_of(photo(format_name, size=(1, 1))) == "absurd_dimensions"
+
+
+def test_a_bomb_of_scans_is_refused_and_the_last_allowed_scan_is_not(photo: Photo) -> None:
+    progressive = photo(progressive=True)
+    assert reason_of(with_scans(progressive, MAX_SCANS + 1)) == "absurd_dimensions"
+    assert check_header(with_scans(progressive, MAX_SCANS)) == (80, 64)
+
+
+def test_damaged_bytes_never_cause_another_error(photo: Photo) -> None:
+    draw = random.Random(0)  # noqa: S311  # reproducible, no secret
+    whole = [photo("JPEG"), photo(progressive=True), photo("PNG"), photo("PNG", mode="P"), photo("PNG", mode="LA")]
+    num_refused = 0
+    for _ in range(400):
+        data = bytearray(draw.choice(whole))
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data) if draw.random() < 0.4 else 100)] = draw.randrange(256)
+        try:
+            decode_photo(bytes(data), 16)
+        except ImageError:
+            num_refused += 1
+    assert num_refused > 100

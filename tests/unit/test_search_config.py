@@ -1,0 +1,93 @@
+"""A search as a value: bounds that make sense, and a file that a resumed search goes on with."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bintally.config import Recipe
+from bintally.errors import ConfigError
+from bintally.recipes import RECIPES, smoke
+from data.args import ResourceArgs
+from tune.config import SEARCH_FILE, SearchConfig, SearchSpace, read_search, write_search
+
+LATE = "BUG: found only after the rows were fetched"
+
+
+def make_config(recipe: Recipe | None = None, *, num_trials: int = 3) -> SearchConfig:
+    return SearchConfig(
+        recipe=recipe or smoke(),
+        space=SearchSpace(lr=(1 / 3 * 1e-3, 1e-1), batch_sizes=(8, 16)),
+        num_trials=num_trials,
+        resources=ResourceArgs(num_workers=2, use_gpu=True, num_cpus=4),
+    )
+
+
+@pytest.mark.parametrize(
+    "lr", [(1e-2, 1e-4), (1e-3, 1e-3), (0.0, 1e-2), (-1e-3, 1e-2), (float("nan"), 1e-2), (1e-4, float("nan"))]
+)
+def test_bounds_that_make_no_sense(lr: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="lr needs a low and a higher bound"):
+        SearchSpace(lr=lr, batch_sizes=(32,))
+
+
+def test_no_batch_size() -> None:
+    with pytest.raises(ConfigError, match="batch_sizes is empty"):
+        SearchSpace(lr=(1e-4, 1e-2), batch_sizes=())
+
+
+@pytest.mark.parametrize("num_trials", [0, -1])
+def test_no_trial(num_trials: int) -> None:
+    with pytest.raises(ConfigError, match="num_trials must be at least 1"):
+        make_config(num_trials=num_trials)
+
+
+@pytest.mark.xfail(strict=True, reason=LATE)
+@pytest.mark.parametrize(
+    ("lr", "batch_sizes"), [((1.0, 1000.0), (32,)), ((1e-4, float("inf")), (32,)), ((1e-4, 1e-2), (32, 0))]
+)
+def test_points_that_no_recipe_allows(lr: tuple[float, float], batch_sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError):
+        replace(make_config(), space=SearchSpace(lr=lr, batch_sizes=batch_sizes))
+
+
+def test_the_corners_are_the_recipe_at_every_bound() -> None:
+    config = make_config()
+    corners = {(one.optim.lr, one.optim.global_batch_size) for one in config.points()}
+    assert corners == {(lr, size) for lr in config.space.lr for size in (8, 16)}
+    assert all(one.data == smoke().data and one.model == smoke().model for one in config.points())
+
+
+@pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES.keys())
+def test_a_search_survives_its_file(make: Callable[[], Recipe], tmp_path: Path) -> None:
+    config = make_config(replace(make(), seed=42))
+    write_search(config, tmp_path)
+    assert read_search(tmp_path) == config
+
+
+def test_a_second_search_does_not_overwrite_the_first(tmp_path: Path) -> None:
+    write_search(make_config(), tmp_path)
+    with pytest.raises(ConfigError, match=f"run_dir {tmp_path} already holds a search.*--resume"):
+        write_search(make_config(num_trials=9), tmp_path)
+    assert read_search(tmp_path).num_trials == 3
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"run_dir {tmp_path} holds no search to resume"):
+        read_search(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"colour": 1}'])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / SEARCH_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=f"{tmp_path / SEARCH_FILE} is damaged"):
+        read_search(tmp_path)
+
+
+def test_a_file_edited_out_of_range_is_refused(tmp_path: Path) -> None:
+    write_search(make_config(), tmp_path)
+    path = tmp_path / SEARCH_FILE
+    path.write_text(path.read_text().replace('"num_trials": 3', '"num_trials": 0'))
+    with pytest.raises(ConfigError, match="num_trials"):
+        read_search(tmp_path)

@@ -1,0 +1,84 @@
+"""What fits on a cluster, decided before anything waits for ever."""
+
+from dataclasses import replace
+
+import pytest
+
+from bintally.config import Recipe
+from bintally.errors import ClusterTooSmallError, ConfigError
+from bintally.recipes import smoke
+from data.args import ResourceArgs
+from train.loop import LoopConfig
+from train.trainer import check_fits, trainings_at_once
+
+
+def recipe(batch_size: int) -> Recipe:
+    return smoke().with_optim(lr=1e-3, global_batch_size=batch_size)
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers", "num_train"), [(16, 1, 16), (16, 4, 100), (1, 1, 1), (6, 3, 6)])
+def test_a_batch_that_can_be_shared_and_filled(batch_size: int, num_workers: int, num_train: int) -> None:
+    check_fits(recipe(batch_size), ResourceArgs(num_workers=num_workers), num_train)
+
+
+def test_a_batch_larger_than_the_split() -> None:
+    with pytest.raises(ConfigError, match=r"global_batch_size 17 .* 16 rows; choose 16 at most"):
+        check_fits(recipe(17), ResourceArgs(), 16)
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(16, 3), (2, 4), (7, 2)])
+def test_a_batch_that_cannot_be_shared_equally(batch_size: int, num_workers: int) -> None:
+    with pytest.raises(ConfigError, match=f"global_batch_size {batch_size} .* num_workers {num_workers}"):
+        check_fits(recipe(batch_size), ResourceArgs(num_workers=num_workers), 1000)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "num_workers", "at_once"),
+    [(2, 1, 1), (3, 1, 1), (4, 1, 2), (16, 1, 8), (3, 2, 1), (5, 2, 1), (6, 2, 2), (96, 8, 10)],
+)
+def test_cpu_trainings_take_a_cpu_per_worker_and_one_for_data(cpus: float, num_workers: int, at_once: int) -> None:
+    assert trainings_at_once({"CPU": float(cpus), "memory": 1e9}, ResourceArgs(num_workers=num_workers)) == at_once
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "num_workers", "at_once"),
+    [(96, 8, 1, 8), (96, 8, 4, 2), (96, 8, 3, 2), (96, 8, 8, 1), (8, 8, 1, 4), (9, 8, 8, 1)],
+)
+def test_gpu_trainings_take_the_scarcer_of_both(cpus: int, gpus: int, num_workers: int, at_once: int) -> None:
+    cluster = {"CPU": float(cpus), "GPU": float(gpus)}
+    assert trainings_at_once(cluster, ResourceArgs(num_workers=num_workers, use_gpu=True)) == at_once
+
+
+def test_gpus_do_not_count_for_a_training_on_cpus() -> None:
+    assert trainings_at_once({"CPU": 8.0, "GPU": 1.0}, ResourceArgs(num_workers=1)) == 4
+
+
+@pytest.mark.parametrize(("cpus", "num_workers"), [(1, 1), (4, 4), (0, 1)])
+def test_too_few_cpus_say_how_many_are_needed(cpus: int, num_workers: int) -> None:
+    needed = num_workers + 1
+    with pytest.raises(ClusterTooSmallError, match=rf"needs {needed} CPUs.* has {cpus}\b.*--num-cpus {needed}"):
+        trainings_at_once({"CPU": float(cpus)}, ResourceArgs(num_workers=num_workers))
+
+
+@pytest.mark.parametrize("cluster", [{"CPU": 96.0}, {"CPU": 96.0, "GPU": 1.0}])
+def test_too_few_gpus_say_how_many_are_needed(cluster: dict[str, float]) -> None:
+    with pytest.raises(ClusterTooSmallError, match=rf"needs 2 GPUs; the cluster has {int(cluster.get('GPU', 0))}\b"):
+        trainings_at_once(cluster, ResourceArgs(num_workers=2, use_gpu=True))
+
+
+def test_a_cluster_without_any_resource() -> None:
+    with pytest.raises(ClusterTooSmallError, match="has 0"):
+        trainings_at_once({}, ResourceArgs())
+
+
+@pytest.mark.parametrize("num_workers", [0, -1])
+def test_no_workers(num_workers: int) -> None:
+    with pytest.raises(ConfigError, match="num_workers must be at least 1"):
+        trainings_at_once({"CPU": 8.0}, ResourceArgs(num_workers=num_workers))
+
+
+def test_what_the_workers_get_survives_its_dict() -> None:
+    loop = LoopConfig(recipe=replace(smoke(), seed=9), num_train=77, shuffle_locally=True)
+    packed = loop.pack()
+    assert packed["recipe"]["optim"]["lr"] == smoke().optim.lr
+    assert LoopConfig.unpack(packed) == loop
