@@ -20,14 +20,13 @@ from ray.exceptions import RayTaskError
 
 from bintally.errors import BinTallyError
 
-_QUIET = {
+_SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they drown every log
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # an autoscaled GPU node takes minutes to come
     "RAY_worker_maximum_startup_concurrency": "8",  # a trial is some ten small actors; the default warns at each
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables ignore verbose=0
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search keeps its own record
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # today's default warns of tomorrow's
-    "RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S": "600",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search keeps its own record
 }
 
 _LOOPBACK = "127.0.0.2"  # Ray swaps 127.0.0.1 for the machine's public address; the rest of 127/8 stays
@@ -36,7 +35,7 @@ _LOOPBACK = "127.0.0.2"  # Ray swaps 127.0.0.1 for the machine's public address;
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     """Connect to RAY_ADDRESS, or start a local Ray with so many logical CPUs (default: the machine's cores)."""
-    os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+    os.environ.update({key: os.environ.get(key, value) for key, value in _SETTINGS.items()})
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     with _running_cluster(address) if address else _local_cluster(num_cpus):
@@ -53,7 +52,7 @@ def _running_cluster(address: str) -> Iterator[None]:
         address,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"RAY_ADDRESS": address, **_QUIET}},
+        runtime_env={"env_vars": {"RAY_ADDRESS": address, **_SETTINGS}},
     )
     yield
 
@@ -74,7 +73,7 @@ def _local_cluster(num_cpus: int | None) -> Iterator[None]:
             logging_level=logging.ERROR,
             _node_ip_address=_LOOPBACK,
             _temp_dir=str(temp_dir),
-            runtime_env={"env_vars": {"RAY_ADDRESS": f"{_LOOPBACK}:{port}", **_QUIET}},
+            runtime_env={"env_vars": {"RAY_ADDRESS": f"{_LOOPBACK}:{port}", **_SETTINGS}},
         )
         _hide_token()
         yield

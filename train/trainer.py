@@ -36,7 +36,7 @@ def trainings_at_once(cluster: dict[str, float], resources: ResourceArgs) -> int
     """How many trainings the cluster can run side by side without waiting for one another.
 
     Args:
-        cluster: totals as `ray.cluster_resources()` gives them.
+        cluster: totals as `cluster_resources` gives them.
         resources: what one training asks for.
 
     Raises:
@@ -47,8 +47,8 @@ def trainings_at_once(cluster: dict[str, float], resources: ResourceArgs) -> int
         raise ConfigError(f"num_workers must be at least 1, not {workers}")
     if resources.use_gpu and gpus < workers:
         raise ClusterTooSmallError(
-            f"num_workers {workers} with --use-gpu needs {workers} GPUs; the cluster has {gpus}."
-            " Choose fewer workers, or a cluster whose autoscaler has already started its GPU nodes"
+            f"num_workers {workers} with --use-gpu needs {workers} GPUs; the cluster has {gpus}, counting nodes that"
+            " its autoscaler may start. Choose fewer workers, or a cluster with more GPUs"
         )
     if cpus < workers + DATA_CPUS:
         raise ClusterTooSmallError(
@@ -97,6 +97,7 @@ def build_trainer(
 
 
 def cluster_resources() -> dict[str, float]:
-    """Totals of the running cluster."""
-    totals: dict[str, float] = ray.cluster_resources()
-    return totals
+    """Totals of the running cluster, with the nodes that its autoscaler may still start."""
+    running: dict[str, float] = ray.cluster_resources()
+    planned = ray._private.state.state.get_max_resources_from_cluster_config() or {}  # noqa: SLF001  # nothing public
+    return {name: max(running.get(name, 0), planned.get(name, 0)) for name in {*running, *planned}}

@@ -53,14 +53,12 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
     records = read_records(run_dir / TRIALS_FILE)
     if records:
         plot_curves(records, run_dir / "curves.png", max_epochs=config.recipe.max_epochs)
-    num_ended = sum(
-        bool(result.error) or _ran_out(result.metrics) for result in map(results.__getitem__, range(len(results)))
-    )
-    if num_ended < config.num_trials:
+    outcomes = [results[index] for index in range(len(results))]
+    if sum(bool(one.error) or _ran_out(one.metrics) for one in outcomes) < config.num_trials:
         say(f"interrupted; go on with: python tune/search.py --resume --run-dir {run_dir}")
         raise KeyboardInterrupt
     if not records:
-        raise RunError(f"no trial reported an epoch; the first failed with: {_last_line(results[0].error)}")
+        raise RunError(f"no trial reported an epoch; the first failed with: {_last_line(outcomes[0].error)}")
     return _keep_best(config, records, run_dir, num_failed=len(results.errors))
 
 
