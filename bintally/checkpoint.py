@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,20 +61,32 @@ def save_checkpoint(path: Path, model: Counter, recipe: Recipe, metrics: dict[st
     Raises:
         CheckpointError: the folder could not be written, as when the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with written_whole(path) as partial:
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
         safetensors.torch.save_file(state, partial / WEIGHTS_FILE)
         config = {"format": FORMAT, "recipe": asdict(recipe)}
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         (partial / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `path` at the end, or vanishes if the filling fails.
+
+    Raises:
+        CheckpointError: the folder could not be written, as when the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"checkpoint {path} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -112,7 +126,7 @@ def load_weights(path: Path, model: Counter) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(_read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object")

@@ -4,13 +4,22 @@ A Recipe is everything that a run's numbers depend on. Resources (workers, GPUs,
 """
 
 import json
+import math
+import re
 from dataclasses import asdict, dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Final
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bintally.errors import ConfigError
+
+# obstore panics at other hosts and bucket names, with what is no Exception. It takes no control characters and no
+# segment that is empty, . or .. in a prefix.
+_SOURCE: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/(?!\.\.?(/|$))[^/\x00-\x1f\x7f]+)*/?|file:///.*")
+_ENDPOINT: Final = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[A-Za-z0-9._~/-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +42,11 @@ class DataConfig:
     """Use this many ids of the bucket, chosen by a stable hash; None uses all."""
 
     def __post_init__(self) -> None:
-        if not self.source.startswith(("s3://", "file:///")):
+        if not _SOURCE.fullmatch(self.source):
             raise ConfigError(f"source must be s3://bucket[/prefix] or file:///absolute/folder, not {self.source!r}")
-        if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
+        if self.endpoint_url is not None and not _is_endpoint(self.endpoint_url):
             raise ConfigError(
-                f"endpoint_url must start with http:// or https://, as in http://127.0.0.1:9000,"
-                f" not {self.endpoint_url!r}"
+                f"endpoint_url must be http(s)://host[:port], as http://127.0.0.1:9000, not {self.endpoint_url!r}"
             )
         if self.max_count < 1:
             raise ConfigError(f"max_count must be at least 1, not {self.max_count}")
@@ -51,6 +59,18 @@ class DataConfig:
     def num_classes(self) -> int:
         """Counts 0..max_count."""
         return self.max_count + 1
+
+
+def _is_endpoint(url: str) -> bool:
+    if not _ENDPOINT.fullmatch(url):
+        return False
+    try:
+        host, _ = urlsplit(url).hostname or "", urlsplit(url).port  # reading the port checks its range
+        if ":" in host or host.rsplit(".", 1)[-1].isdigit():
+            ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +105,8 @@ class OptimConfig:
             raise ConfigError(f"optim.lr must lie between 0 and 100, not {self.lr}")
         if self.global_batch_size < 1:
             raise ConfigError(f"optim.global_batch_size must be at least 1, not {self.global_batch_size}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"optim.weight_decay must be finite and at least 0, not {self.weight_decay}")
         if not 0 <= self.warmup_fraction < 1:
             raise ConfigError(f"optim.warmup_fraction must lie in [0, 1), not {self.warmup_fraction}")
 
@@ -111,6 +133,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.max_epochs < 1:
             raise ConfigError(f"max_epochs must be at least 1, not {self.max_epochs}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must lie in 0..2^32-1, not {self.seed}")
 
     def with_optim(self, *, lr: float, global_batch_size: int) -> "Recipe":
         """The same recipe at another point of the search space."""
@@ -120,8 +144,8 @@ class Recipe:
 _RECIPE = TypeAdapter(Recipe)
 
 
-def recipe_from_dict(values: dict[str, Any], *, origin: str = "recipe") -> Recipe:
-    """Check a plain dict and make a Recipe of it.
+def recipe_from_dict(values: object, *, origin: str = "recipe") -> Recipe:
+    """Check plain values, as JSON gives them, and make a Recipe of them.
 
     Raises:
         ConfigError: a field is unknown, missing or out of range; the message names it and the origin.
@@ -137,13 +161,15 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe file, as `best.json`.
 
     Raises:
-        ConfigError: the file is missing, is not JSON, or is not a recipe.
+        ConfigError: the file cannot be read, is not JSON, or is not a recipe.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"no recipe file at {path}") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"recipe file {path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     return recipe_from_dict(values, origin=str(path))
 

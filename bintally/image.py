@@ -5,6 +5,7 @@ ignored on both sides. Resizing is bilinear with antialiasing and squashes the p
 """
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -24,6 +25,9 @@ MAX_SCANS = 100  # a progressive JPEG can repeat its last scan to burn CPU
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _START_OF_SCAN = b"\xff\xda"
+_END_OF_IMAGE = b"\xff\xd9"
+# What heads a segment, or ends the image. Entropy-coded data holds only the other codes: 00, RST0-7 and the fill FF.
+_SEGMENT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
 
 def decode_photo(data: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -62,9 +66,24 @@ def check_header(data: bytes) -> tuple[int, int]:
             "absurd_dimensions",
             f"{width}x{height}; sides must lie in {MIN_SIDE}..{MAX_SIDE} with {MAX_PIXELS // 10**6} MP at most",
         )
-    if data.count(_START_OF_SCAN) > MAX_SCANS:
+    if data.startswith(_JPEG_MAGIC) and _has_too_many_scans(data):
         raise ImageError("absurd_dimensions", f"more than {MAX_SCANS} scans")
     return width, height
+
+
+def _has_too_many_scans(jpeg: bytes) -> bool:
+    """Whether a decoder would meet more than MAX_SCANS scans, whatever the kind of JPEG.
+
+    Every scan begins with the two bytes of its marker, so their number is a bound that costs 0.04 ms for a usual photo.
+    Only when they are many, as in a thumbnail or a comment, the segments are walked as a decoder walks them.
+    """
+    if jpeg.count(_START_OF_SCAN) <= MAX_SCANS:
+        return False
+    num_scans, position = 0, 2
+    while (marker := _SEGMENT_MARKER.search(jpeg, position)) and marker[0] != _END_OF_IMAGE and num_scans <= MAX_SCANS:
+        num_scans += marker[0] == _START_OF_SCAN
+        position = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2]))
+    return num_scans > MAX_SCANS
 
 
 def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
@@ -78,6 +97,11 @@ def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
 def _decode_png(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.load()
+            image.info.pop("transparency", None)  # alpha is ignored; Pillow would warn of that
+            if image.mode == "I;16":  # of 16 bits in other modes Pillow keeps the high byte; here it would clip at 255
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError("truncated_image", str(error)) from None

@@ -1,7 +1,7 @@
 """Metrics as mergeable sums: tallies of batches, workers or shards add up to the tally of the whole."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,12 +19,12 @@ class CountTally:
     """Sum of the negative log-likelihood of the expected count, in nats."""
 
     @classmethod
-    def empty(cls, num_classes: int) -> Self:
+    def empty(cls, num_classes: int) -> "CountTally":
         """A tally of nothing, the zero of `+`."""
         return cls(confusion=torch.zeros(num_classes, num_classes, dtype=torch.int64), nll_sum=0.0)
 
     @classmethod
-    def of(cls, logits: Float[Tensor, "batch classes"], counts: Int64[Tensor, " batch"]) -> Self:
+    def of(cls, logits: Float[Tensor, "batch classes"], counts: Int64[Tensor, " batch"]) -> "CountTally":
         """Tally one batch. Costs one host synchronisation."""
         num_classes = logits.shape[1]
         nll = F.cross_entropy(logits.float(), counts, reduction="sum")
@@ -40,7 +40,7 @@ class CountTally:
         return torch.cat([self.confusion.flatten().double(), torch.tensor([self.nll_sum]).double()])
 
     @classmethod
-    def from_vector(cls, vector: Tensor) -> Self:
+    def from_vector(cls, vector: Tensor) -> "CountTally":
         """The inverse of `to_vector`."""
         num_classes = int((vector.numel() - 1) ** 0.5)
         return cls(

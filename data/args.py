@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from bintally.config import Recipe
+from bintally.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +42,8 @@ class SourceArgs:
 class ResourceArgs:
     """What the work may use."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     num_workers: int = 1
     """Training workers per trial; each takes an equal share of the global batch."""
     use_gpu: bool = False
@@ -46,8 +53,28 @@ class ResourceArgs:
 
 
 def new_run_dir(run_dir: Path | None, verb: str) -> Path:
-    """Make the folder of a run: the given one, or a new one under runs/; absolute, since workers change directory."""
-    chosen = run_dir or Path("runs") / f"{verb}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    absolute = chosen.resolve()
-    absolute.mkdir(parents=True, exist_ok=True)
+    """Make the folder of a run: the given one, or a new one under runs/; absolute, since workers change directory.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+    try:
+        if run_dir is None:
+            return _make_new_folder(Path("runs").resolve() / f"{verb}-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+        absolute = run_dir.resolve()
+        absolute.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir cannot be made: {error}") from None
     return absolute
+
+
+def _make_new_folder(path: Path) -> Path:
+    """The folder itself or, if a run of the same second has it, one with -2, -3 and so on behind its name."""
+    for number in count(1):
+        chosen = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            chosen.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        break
+    return chosen

@@ -7,6 +7,7 @@
 bodies with backoff; what is left afterwards is told apart here.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
@@ -29,6 +30,9 @@ LABEL_PREFIX: Final = "metadata"
 # While streaming, patience is cheap; at the start a typo should not cost a minute.
 STREAM_RETRIES: Final = 10
 LISTING_RETRIES: Final = 5
+
+# A refused listing comes as obstore's generic error, whose text alone tells the status.
+_DENIED: Final = re.compile(r"non-2xx status code: (401|403)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class Bucket:
         except (FileNotFoundError, NotFoundError) as error:
             raise SourceNotFoundError(f"{self.where} does not exist: {_first_line(error)}") from None
         except (BaseError, OSError) as error:
+            if _DENIED.search(str(error)):
+                raise AccessDeniedError(f"access to {self.where} is denied: {_first_line(error)}") from None
             if "<Code>NoSuchBucket</Code>" in str(error):
                 raise SourceNotFoundError(f"{self.where}: there is no such bucket") from None
             raise SourceUnreachableError(f"{self.where} cannot be read: {_first_line(error)}") from None
@@ -101,14 +107,14 @@ def open_bucket(data: DataConfig, *, max_retries: int = STREAM_RETRIES) -> Bucke
 @lru_cache(maxsize=8)
 def _open_bucket(source: str, endpoint_url: str | None, region: str, max_retries: int) -> Bucket:
     if source.startswith("file://"):
-        folder = Path(urlsplit(source).path)
+        folder = Path(unquote(source.removeprefix("file://")))  # not urlsplit: # and ? are part of a folder's name
         if not folder.is_dir():
             raise SourceNotFoundError(f"{source}: there is no folder {folder}")
         return Bucket(LocalStore(folder), source)
-    url = urlsplit(source)
+    name, _, prefix = source.removeprefix("s3://").partition("/")
     store = S3Store(
-        url.netloc,
-        prefix=url.path.strip("/") or None,
+        name,
+        prefix=prefix.strip("/") or None,
         region=region,
         endpoint=endpoint_url,
         skip_signature=True,

@@ -16,7 +16,7 @@ def parse_count(record: bytes) -> int:
     """
     try:
         values = json.loads(record)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LabelError("label_not_json", str(error)) from None
     if not isinstance(values, dict) or values.get("EXPECTED_QUANTITY") is None:
         raise LabelError("no_quantity", "the record has no EXPECTED_QUANTITY")

@@ -11,6 +11,9 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
+from jaxtyping import install_import_hook
+
+install_import_hook(["bintally", "train"], "beartype.beartype")  # checks shapes in what is imported from here on
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_BUCKET = ROOT.parent / "shared" / "abid" / "bucket"

@@ -11,6 +11,8 @@ from pathlib import Path
 import tyro
 
 from bintally.cli import readable_errors
+from bintally.config import DataConfig, Recipe
+from bintally.errors import ConfigError
 from data.args import SourceArgs, new_run_dir
 from data.split import Split
 
@@ -29,14 +31,28 @@ class EvaluateArgs:
     """Logical CPUs of a Ray started here. Default: the machine's cores."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
 
+    def resolve(self, trained: Recipe) -> DataConfig:
+        """The bins to score, of a checkpoint that was trained by this recipe.
+
+        Raises:
+            ConfigError: a value is out of range, or max_count above what the model can answer.
+        """
+        data = self.bucket.apply(trained).data
+        if data.max_count > trained.data.max_count:
+            raise ConfigError(f"max_count {data.max_count} is more than the model counts to, {trained.data.max_count}")
+        return data
+
 
 def main() -> None:
     """Parse, then score."""
     with readable_errors():
         args = tyro.cli(EvaluateArgs, description=__doc__)
-        from train.scoring import evaluate  # heavy imports only after the flags are known to be good
+        from bintally.checkpoint import load_checkpoint  # heavy imports only after the flags are parsed
+        from train.scoring import evaluate
 
-        evaluate(args.checkpoint, args.bucket, args.split, new_run_dir(args.run_dir, "evaluate"), args.num_cpus)
+        checkpoint = load_checkpoint(args.checkpoint)
+        data = args.resolve(checkpoint.recipe)
+        evaluate(checkpoint, data, args.split, new_run_dir(args.run_dir, "evaluate"), args.num_cpus)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,11 @@ class FitArgs:
         optim = replace(
             recipe.optim,
             lr=recipe.optim.lr if self.lr is None else self.lr,
-            global_batch_size=self.batch_size or recipe.optim.global_batch_size,
+            global_batch_size=recipe.optim.global_batch_size if self.batch_size is None else self.batch_size,
         )
+        max_epochs = recipe.max_epochs if self.max_epochs is None else self.max_epochs
         seed = recipe.seed if self.seed is None else self.seed
-        return replace(recipe, optim=optim, max_epochs=self.max_epochs or recipe.max_epochs, seed=seed)
+        return replace(recipe, optim=optim, max_epochs=max_epochs, seed=seed)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from ray.train import Checkpoint, TrainingFailedError, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.util.queue import Queue
 
+from bintally.checkpoint import written_whole
 from bintally.config import Recipe, write_recipe
 from bintally.errors import RunError
 from data.args import ResourceArgs
@@ -55,9 +56,14 @@ def fit(recipe: Recipe, resources: ResourceArgs, run_dir: Path) -> Path:
 
 
 def keep_checkpoint(source: Path, target: Path) -> Path:
-    """Copy a training's checkpoint without what only a restart needs."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(RESUME_FILE, ".metadata.json"))
+    """Copy a training's checkpoint without what only a restart needs.
+
+    Raises:
+        CheckpointError: the copy could not be written, or there is nothing to copy.
+    """
+    with written_whole(target) as partial:
+        left_behind = shutil.ignore_patterns(RESUME_FILE, ".metadata.json")
+        shutil.copytree(source, partial, ignore=left_behind, dirs_exist_ok=True)
     return target
 
 

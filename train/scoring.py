@@ -8,13 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from ray.exceptions import RayError
 
 from bintally.batch import COUNT, ID, IMAGE
-from bintally.checkpoint import load_checkpoint
+from bintally.checkpoint import Checkpoint
+from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
 from bintally.metrics import CountTally
-from data.args import SourceArgs
 from data.drops import DropLedger, format_table
 from data.ingest import list_splits
 from data.pipeline import stream_rows
@@ -24,6 +25,7 @@ from data.split import Split
 from train.plots import plot_confusion, plot_sheet
 
 BATCH: Final = 64
+MIN_PROBABILITY: Final = 1e-12  # 27.6 nats; one sure mistake must not make the mean infinite
 SHEET_SIZE: Final = 40
 
 
@@ -43,27 +45,24 @@ class Prediction:
 
 
 def evaluate(
-    checkpoint_dir: Path, source: SourceArgs, split: Split, run_dir: Path, num_cpus: int | None
+    checkpoint: Checkpoint, data: DataConfig, split: Split, run_dir: Path, num_cpus: int | None
 ) -> dict[str, Any]:
     """Score a checkpoint; the figures, as in metrics.json.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read.
         SourceError: the bucket cannot be read, or the split has no usable row.
     """
-    checkpoint = load_checkpoint(checkpoint_dir)
-    data = source.apply(checkpoint.recipe).data
     ids = list_splits(data)[split]
     with ray_session(num_cpus):
         ledger = DropLedger.start()
-        say(f"scoring {checkpoint_dir} (version {checkpoint.version}) on the {split} split")
-        tally = CountTally.empty(data.num_classes)
+        say(f"scoring version {checkpoint.version} on the {split} split")
+        tally = CountTally.empty(checkpoint.recipe.data.num_classes)
         predictions: list[Prediction] = []
         photos: list[np.ndarray] = []
         try:
             for batch in stream_rows(ids, data, ledger).iter_batches(batch_size=BATCH):
                 probabilities = checkpoint.predict(batch[IMAGE])
-                tally = tally + CountTally.of(torch.from_numpy(probabilities).log(), torch.from_numpy(batch[COUNT]))
+                tally = tally + tally_of(probabilities, batch[COUNT])
                 predictions += map(Prediction, batch[ID].tolist(), batch[COUNT].tolist(), probabilities)
                 photos += list(batch[IMAGE][: max(0, SHEET_SIZE - len(photos))])
                 say(f"  {len(predictions):,} of at most {len(ids):,}")
@@ -81,6 +80,12 @@ def evaluate(
     say(format_summary(summary))
     say(f"figures and pictures: {run_dir}")
     return summary
+
+
+def tally_of(probabilities: Float[np.ndarray, "batch classes"], counts: Int64[np.ndarray, " batch"]) -> CountTally:
+    """The tally of one batch; a probability that float32 rounds to 0 counts as MIN_PROBABILITY."""
+    logits = torch.from_numpy(probabilities).clamp(min=MIN_PROBABILITY).log()
+    return CountTally.of(logits, torch.tensor(counts))  # a copy: arrays of the stream are read-only
 
 
 def format_summary(summary: dict[str, Any]) -> str:

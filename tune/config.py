@@ -17,6 +17,8 @@ SEARCH_FILE: Final = "search.json"
 class SearchSpace:
     """What the trials draw from."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     lr: tuple[float, float]
     """Lowest and highest peak learning rate, drawn log-uniformly."""
     batch_sizes: tuple[int, ...]
@@ -48,6 +50,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.num_trials < 1:
             raise ConfigError(f"num_trials must be at least 1, not {self.num_trials}")
+        self.points()  # refuses bounds that no recipe allows
 
     def points(self) -> list[Recipe]:
         """The recipe at the corners of the space, to check before anything starts."""
@@ -84,5 +87,7 @@ def read_search(run_dir: Path) -> SearchConfig:
         return _SEARCH.validate_json(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"run_dir {run_dir} holds no search to resume: there is no {SEARCH_FILE}") from None
+    except OSError as error:
+        raise ConfigError(f"run_dir {run_dir} cannot be read: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path} is damaged: {error.errors()[0]['msg']}") from None

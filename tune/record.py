@@ -4,6 +4,7 @@ Tune's own result grid forgets the epochs before a restore; this file does not.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,9 +33,13 @@ class EpochRecord:
 
 
 def append_record(path: Path, record: EpochRecord) -> None:
-    """Append one epoch."""
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+    """Append one epoch, on a line of its own even if a kill left half a line before it."""
+    line = json.dumps(asdict(record)).encode() + b"\n"
+    with path.open("a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read() == b"\n" else b"\n" + line
+        file.write(line)
 
 
 def read_records(path: Path) -> list[EpochRecord]:

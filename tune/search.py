@@ -54,9 +54,10 @@ class SearchArgs:
                 raise ConfigError("--resume needs --run-dir, the folder of the search to go on with")
             return read_search(self.run_dir)
         recipe = self.bucket.apply(get_recipe(self.recipe))
+        max_epochs = recipe.max_epochs if self.max_epochs is None else self.max_epochs
         seed = recipe.seed if self.seed is None else self.seed
         return SearchConfig(
-            recipe=replace(recipe, max_epochs=self.max_epochs or recipe.max_epochs, seed=seed),
+            recipe=replace(recipe, max_epochs=max_epochs, seed=seed),
             space=SearchSpace(lr=self.lr, batch_sizes=self.batch_sizes),
             num_trials=self.num_trials,
             resources=self.resources,

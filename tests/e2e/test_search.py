@@ -95,6 +95,7 @@ def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
         assert (found / "scored" / picture).stat().st_size > 5_000
 
 
+@pytest.mark.parametrize("bucket", ["synthetic"], indirect=True)
 def test_fit_the_recipe_that_was_found(found: Path) -> None:
     run(found, "train/fit.py", "--recipe-file", "found/best.json", "--run-dir", "fitted", "--num-cpus", 2)
     assert load_checkpoint(found / "fitted" / "checkpoint").recipe == read_recipe(found / "found" / "best.json")

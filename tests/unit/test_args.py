@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,10 @@ from bintally.config import Recipe, write_recipe
 from bintally.errors import ConfigError
 from bintally.recipes import RECIPES, baseline_resnet34, smoke
 from data.args import ResourceArgs, SourceArgs, new_run_dir
+from train.evaluate import EvaluateArgs
 from train.fit import FitArgs
 from tune.config import write_search
 from tune.search import SearchArgs
-
-ZERO = "BUG: `value or default` takes 0 for a flag that was not given"
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_flags_of_fit_override_the_recipe(recipe_file: Path) -> None:
         (FitArgs(batch_size=-1), "batch_size"),
         (FitArgs(max_epochs=-1), "max_epochs"),
         (FitArgs(bucket=SourceArgs(max_count=0)), "max_count"),
-        pytest.param(FitArgs(batch_size=0), "batch_size", marks=pytest.mark.xfail(strict=True, reason=ZERO)),
-        pytest.param(FitArgs(max_epochs=0), "max_epochs", marks=pytest.mark.xfail(strict=True, reason=ZERO)),
+        (FitArgs(batch_size=0), "batch_size"),
+        (FitArgs(max_epochs=0), "max_epochs"),
     ],
 )
 def test_fit_refuses_what_cannot_be_trained(args: FitArgs, names: str) -> None:
@@ -153,12 +153,28 @@ def test_a_resumed_search_goes_on_as_it_was_started(tmp_path: Path) -> None:
         (SearchArgs(num_trials=0), "num_trials"),
         (SearchArgs(lr=(1e-2, 1e-4)), "lr"),
         (SearchArgs(batch_sizes=()), "batch_sizes"),
-        pytest.param(SearchArgs(max_epochs=0), "max_epochs", marks=pytest.mark.xfail(strict=True, reason=ZERO)),
+        (SearchArgs(max_epochs=0), "max_epochs"),
     ],
 )
 def test_search_refuses_what_cannot_be_searched(args: SearchArgs, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         args.resolve()
+
+
+# train/evaluate.py
+
+
+def test_evaluate_reads_what_the_checkpoint_was_trained_on_unless_told_otherwise() -> None:
+    args = EvaluateArgs(checkpoint=Path("x"))
+    assert args.resolve(smoke()) == smoke().data
+    elsewhere = replace(args, bucket=SourceArgs(source="file:///tmp/bucket", max_count=3))
+    assert elsewhere.resolve(smoke()) == replace(smoke().data, source="file:///tmp/bucket", max_count=3)
+
+
+@pytest.mark.parametrize("max_count", [0, 6])
+def test_evaluate_refuses_counts_that_the_model_cannot_give(max_count: int) -> None:
+    with pytest.raises(ConfigError, match="max_count"):
+        EvaluateArgs(checkpoint=Path("x"), bucket=SourceArgs(max_count=max_count)).resolve(smoke())
 
 
 # The folder of a run
@@ -184,7 +200,27 @@ def test_a_folder_that_exists_keeps_its_content(tmp_path: Path) -> None:
     assert (tmp_path / "recipe.json").read_text() == "{}"
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="BUG: the user sees a traceback instead of one line")
+class Noon(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "Noon":
+        return cls(2026, 1, 1, 12, tzinfo=tz)
+
+
+def test_runs_of_the_same_second_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("data.args.datetime", Noon)
+    names = [new_run_dir(None, verb).name for verb in ("fit", "fit", "fit", "search")]
+    fits = [f"fit-20260101-120000{end}" for end in ("", "-2", "-3")]
+    assert names == [*fits, "search-20260101-120000"]
+
+
+def test_a_file_in_the_place_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ConfigError, match="run_dir"):
+        new_run_dir(None, "fit")
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="run_dir"):

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -96,30 +97,16 @@ def test_a_folder_without_photos(bucket_dir: Callable[..., Path], keys: list[str
         on_disk(folder).list_ids()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "with space",
-        "ümlaut",
-        pytest.param(
-            "with#hash",
-            marks=pytest.mark.xfail(strict=True, raises=SourceNotFoundError, reason="BUG: # is cut off as a fragment"),
-        ),
-        pytest.param(
-            "with?mark",
-            marks=pytest.mark.xfail(strict=True, raises=SourceNotFoundError, reason="BUG: ? is cut off as a query"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", ["with space", "ümlaut", "with#hash", "with?mark", "100%"])
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name / "bin-images").mkdir(parents=True)
     (tmp_path / name / "bin-images" / "00001.jpg").write_bytes(b"")
     assert on_disk(tmp_path / name).list_ids() == ["00001"]
 
 
-@pytest.mark.xfail(strict=True, raises=SourceNotFoundError, reason="BUG: data/synthetic.py prints such URLs")
-def test_a_percent_encoded_url_is_understood(tmp_path: Path) -> None:
-    folder = tmp_path / "with space"
+@pytest.mark.parametrize("name", ["with space", "with#hash", "with?mark", "100%25"])
+def test_a_percent_encoded_url_is_understood(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
     (folder / "bin-images").mkdir(parents=True)
     (folder / "bin-images" / "00001.jpg").write_bytes(b"")
     assert open_bucket(DataConfig(source=folder.as_uri())).list_ids() == ["00001"]
@@ -156,15 +143,22 @@ def test_a_prefix_goes_before_the_keys(s3_server: StartServer) -> None:
     assert paths[1] == "/bins/some/where/metadata/00001.json"
 
 
+@pytest.mark.parametrize("prefix", ["with space", "with#hash", "with?mark"])
+def test_a_prefix_may_have_any_name(s3_server: StartServer, prefix: str) -> None:
+    paths: list[str] = []
+
+    def answer(path: str) -> Answer:
+        paths.append(path)
+        return 200, listing(f"{prefix}/bin-images/00001.jpg")
+
+    on_server(s3_server(answer), f"s3://bins/{prefix}").list_ids()
+    assert parse_qs(urlsplit(paths[0]).query)["prefix"] == [f"{prefix}/bin-images/"]
+
+
 def test_an_absent_object_is_none(s3_server: StartServer) -> None:
     assert get(on_server(s3_server(lambda _: (404, NO_SUCH_KEY))), "metadata/00001.json") is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=SourceUnreachableError,
-    reason="BUG: when listing, obstore gives a GenericError whose text alone tells the 401 or 403",
-)
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_forbidden_listing_is_denied(s3_server: StartServer, status: int) -> None:
     url = s3_server(lambda _: (status, ACCESS_DENIED))

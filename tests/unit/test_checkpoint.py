@@ -18,6 +18,8 @@ from bintally.config import ModelConfig, Recipe
 from bintally.errors import CheckpointError
 from bintally.model import Counter, build_model
 from bintally.recipes import smoke
+from train.loop import RESUME_FILE
+from train.run import keep_checkpoint
 
 ROOT = Path(__file__).parents[2]
 METRICS = {"epoch": 2, "val_nll": 0.5}
@@ -169,7 +171,7 @@ def test_a_config_that_is_no_recipe(tmp_path: Path, fields: tuple[str, ...], val
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000], ids=range(6))
 def test_json_that_is_no_object(tmp_path: Path, name: str, data: bytes) -> None:
     (save(tmp_path / "checkpoint") / name).write_bytes(data)
     with pytest.raises(CheckpointError, match=re.escape(name)):
@@ -231,6 +233,15 @@ def test_a_disk_that_fills_up_at_the_last_file(tmp_path: Path, monkeypatch: pyte
     assert load_checkpoint(folder).version == version
 
 
+@pytest.mark.parametrize("metrics", [{"val_nll": torch.zeros(1)}, {"val_nll": {1, 2}}], ids=["tensor", "set"])
+def test_metrics_that_are_not_json_leave_nothing_behind(tmp_path: Path, metrics: dict[str, Any]) -> None:
+    folder = save(tmp_path / "checkpoint")
+    with pytest.raises(TypeError, match="JSON"):
+        save_checkpoint(folder, make_model(smoke()), smoke(), metrics)
+    assert list(tmp_path.iterdir()) == [folder]
+    assert load_checkpoint(folder).metrics == METRICS
+
+
 def test_a_path_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="could not be written"):
@@ -242,6 +253,36 @@ def test_a_file_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="could not be written"):
         save(tmp_path / "checkpoint")
     assert (tmp_path / "checkpoint").read_text() == "precious"
+
+
+# A training's checkpoint is copied
+
+
+def test_a_copy_leaves_behind_what_only_a_restart_needs(tmp_path: Path) -> None:
+    source = save(tmp_path / "source")
+    (source / RESUME_FILE).write_bytes(b"optimiser")
+    target = tmp_path / "run" / "checkpoint"
+    save(target, seed=1)
+    assert keep_checkpoint(source, target) == target
+    assert load_checkpoint(target).version == load_checkpoint(source).version
+    assert not (target / RESUME_FILE).exists()
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_copy_that_fails_leaves_the_older_one(tmp_path: Path) -> None:
+    source, target = save(tmp_path / "source"), save(tmp_path / "target", seed=1)
+    version = load_checkpoint(target).version
+    (source / "dangling").symlink_to("absent")
+    with pytest.raises(CheckpointError, match=r"could not be written.*dangling"):
+        keep_checkpoint(source, target)
+    assert load_checkpoint(target).version == version
+    assert sorted(tmp_path.iterdir()) == [source, target]
+
+
+def test_a_checkpoint_that_is_gone_cannot_be_copied(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="absent"):
+        keep_checkpoint(tmp_path / "absent", tmp_path / "target")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Nothing in a checkpoint executes

@@ -79,7 +79,6 @@ def test_a_refused_fit_leaves_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the folder is made before the checkpoint is looked at")
 def test_a_refused_evaluation_leaves_no_folder(tmp_path: Path) -> None:
     run("train/evaluate.py", "--checkpoint", "absent", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []

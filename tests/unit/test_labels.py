@@ -46,12 +46,7 @@ def test_the_count_is_the_bins_not_the_sum_of_its_items() -> None:
         (record("3"), "bad_quantity"),
         (record(""), "bad_quantity"),
         (record([3]), "bad_quantity"),
-        pytest.param(
-            b"[" * 100_000,
-            "label_not_json",
-            marks=pytest.mark.xfail(strict=True, raises=RecursionError, reason="BUG: json raises RecursionError"),
-            id="100,000 brackets",
-        ),
+        pytest.param(b"[" * 100_000, "label_not_json", id="100,000 brackets"),
     ],
 )
 def test_anything_else_has_a_reason(data: bytes, reason: str) -> None:

@@ -45,7 +45,7 @@ def test_no_step_of_a_training_is_wasted_at_rate_zero() -> None:
 
 
 def test_without_warm_up_the_first_step_is_at_the_peak() -> None:
-    assert rates(10, config(warmup_fraction=0))[0] == pytest.approx(0.5)
+    assert rates(10, config(warmup_fraction=0.0))[0] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
