@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from bintally.config import Recipe
+from bintally.config import ModelConfig, Recipe
 from bintally.errors import ConfigError
 
 
@@ -50,6 +50,25 @@ class ResourceArgs:
     """One GPU per worker."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here (default: the machine's cores); without meaning if RAY_ADDRESS is set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelArgs:
+    """Which network. What is not given stays as the recipe has it."""
+
+    backbone: str | None = None
+    """`small_cnn`, or a classification model of torchvision, as `resnet34`. Default: the recipe's."""
+    weights: str | None = None
+    """A name of the backbone's torchvision enum, as IMAGENET1K_V1, or a local file. Default: the recipe's."""
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with these flags; another backbone begins from scratch unless weights are given."""
+        backbone = self.backbone or recipe.model.backbone
+        inherited = recipe.model.weights if backbone == recipe.model.backbone else None
+        weights = self.weights or inherited
+        if weights and Path(weights).is_file():
+            weights = str(Path(weights).resolve())  # workers run in another folder
+        return replace(recipe, model=ModelConfig(backbone=backbone, weights=weights))
 
 
 def new_run_dir(run_dir: Path | None, verb: str) -> Path:

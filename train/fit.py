@@ -14,7 +14,7 @@ import tyro
 from bintally.cli import readable_errors
 from bintally.config import Recipe, read_recipe
 from bintally.recipes import get_recipe
-from data.args import ResourceArgs, SourceArgs, new_run_dir
+from data.args import ModelArgs, ResourceArgs, SourceArgs, new_run_dir
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +36,7 @@ class FitArgs:
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/. An interrupted run continues in its folder."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
+    model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
     resources: tyro.conf.OmitArgPrefixes[ResourceArgs] = field(default_factory=ResourceArgs)
 
     def resolve(self) -> Recipe:
@@ -44,7 +45,8 @@ class FitArgs:
         Raises:
             ConfigError: the recipe is unknown, or a value is out of range.
         """
-        recipe = self.bucket.apply(read_recipe(self.recipe_file) if self.recipe_file else get_recipe(self.recipe))
+        named = read_recipe(self.recipe_file) if self.recipe_file else get_recipe(self.recipe)
+        recipe = self.model.apply(self.bucket.apply(named))
         optim = replace(
             recipe.optim,
             lr=recipe.optim.lr if self.lr is None else self.lr,

@@ -21,7 +21,7 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from train.loop import RESUME_FILE
-from train.trainer import build_trainer, check_fits, cluster_resources, trainings_at_once
+from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
 
 
 def fit(recipe: Recipe, resources: ResourceArgs, run_dir: Path) -> Path:
@@ -30,6 +30,7 @@ def fit(recipe: Recipe, resources: ResourceArgs, run_dir: Path) -> Path:
     Raises:
         BinTallyError: the source, the cluster or the training failed; the message says how.
     """
+    check_model(recipe)
     splits = list_splits(recipe.data)
     check_fits(recipe, resources, len(splits["train"]))  # before Ray starts; again when the rows are known
     with ray_session(resources.num_cpus):

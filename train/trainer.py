@@ -9,6 +9,7 @@ from ray.train.torch import TorchTrainer
 
 from bintally.config import Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
+from bintally.model import build_model
 from data.args import ResourceArgs
 from data.ingest import TrainingRows
 from train.loop import LoopConfig, train_loop
@@ -30,6 +31,16 @@ def check_fits(recipe: Recipe, resources: ResourceArgs, num_train: int) -> None:
         )
     if batch % workers:
         raise ConfigError(f"global_batch_size {batch} cannot be shared equally by num_workers {workers}")
+
+
+def check_model(recipe: Recipe) -> None:
+    """Build the model once, where its errors are one line instead of a worker's traceback.
+
+    Raises:
+        ConfigError: the backbone is unknown.
+        WeightsError: the weights cannot be found, downloaded or fitted.
+    """
+    build_model(recipe.model, num_classes=recipe.data.num_classes)
 
 
 def trainings_at_once(cluster: dict[str, float], resources: ResourceArgs) -> int:

@@ -16,7 +16,7 @@ from data.ingest import TrainingRows, list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session
 from train.run import describe, keep_checkpoint
-from train.trainer import check_fits, cluster_resources, trainings_at_once
+from train.trainer import check_fits, check_model, cluster_resources, trainings_at_once
 from tune.callbacks import KeepRungs, RecordEpochs
 from tune.config import SearchConfig
 from tune.plots import plot_curves
@@ -36,6 +36,7 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         BinTallyError: the source, the cluster or every trial failed.
         KeyboardInterrupt: the user stopped it; the run folder can be resumed.
     """
+    check_model(config.recipe)
     splits = list_splits(config.recipe.data)
     for point in config.points():
         check_fits(point, config.resources, len(splits["train"]))  # before Ray starts; again when the rows are known

@@ -16,7 +16,7 @@ import tyro
 from bintally.cli import readable_errors
 from bintally.errors import ConfigError
 from bintally.recipes import get_recipe
-from data.args import ResourceArgs, SourceArgs, new_run_dir
+from data.args import ModelArgs, ResourceArgs, SourceArgs, new_run_dir
 from tune.config import SearchConfig, SearchSpace, read_search, write_search
 
 
@@ -41,6 +41,7 @@ class SearchArgs:
     resume: bool = False
     """Go on with the search in --run-dir, as it was started; the other flags have no meaning then."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
+    model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
     resources: tyro.conf.OmitArgPrefixes[ResourceArgs] = field(default_factory=ResourceArgs)
 
     def resolve(self) -> SearchConfig:
@@ -53,7 +54,7 @@ class SearchArgs:
             if self.run_dir is None:
                 raise ConfigError("--resume needs --run-dir, the folder of the search to go on with")
             return read_search(self.run_dir)
-        recipe = self.bucket.apply(get_recipe(self.recipe))
+        recipe = self.model.apply(self.bucket.apply(get_recipe(self.recipe)))
         max_epochs = recipe.max_epochs if self.max_epochs is None else self.max_epochs
         seed = recipe.seed if self.seed is None else self.seed
         return SearchConfig(

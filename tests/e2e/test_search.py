@@ -148,6 +148,8 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(synthetic_bucket: P
         (["--num-workers", "2", "--batch-sizes", "15"], "cannot be shared equally"),
         (["--resume"], "holds no search to resume"),
         (["--recipe", "unheard_of"], "recipe 'unheard_of' is unknown; choose one of"),
+        (["--backbone", "resnet99"], "model.backbone 'resnet99' is unknown; choose small_cnn or one of"),
+        (["--weights", "nowhere.safetensors"], "no weights file at 'nowhere.safetensors'"),
         (["--lr", "0.1", "0.01"], "lr needs a low and a higher bound"),
     ],
 )

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bintally.config import Recipe, write_recipe
+from bintally.config import ModelConfig, Recipe, write_recipe
 from bintally.errors import ConfigError
 from bintally.recipes import RECIPES, baseline_resnet34, smoke
-from data.args import ResourceArgs, SourceArgs, new_run_dir
+from data.args import ModelArgs, ResourceArgs, SourceArgs, new_run_dir
 from train.evaluate import EvaluateArgs
 from train.fit import FitArgs
 from tune.config import write_search
@@ -225,3 +225,17 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="run_dir"):
         new_run_dir(tmp_path / "file" / "run", "fit")
+
+
+@pytest.mark.parametrize(
+    ("args", "backbone", "weights"),
+    [
+        (ModelArgs(), "resnet34", "IMAGENET1K_V1"),
+        (ModelArgs(weights="own.safetensors"), "resnet34", "own.safetensors"),
+        (ModelArgs(backbone="resnet18"), "resnet18", None),
+        (ModelArgs(backbone="resnet18", weights="IMAGENET1K_V1"), "resnet18", "IMAGENET1K_V1"),
+    ],
+)
+def test_model_flags_override_the_recipe(args: ModelArgs, backbone: str, weights: str | None) -> None:
+    recipe = replace(smoke(), model=ModelConfig(backbone="resnet34", weights="IMAGENET1K_V1"))
+    assert args.apply(recipe).model == ModelConfig(backbone=backbone, weights=weights)
