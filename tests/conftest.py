@@ -34,7 +34,7 @@ def synthetic_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=["synthetic", "real"])
+@pytest.fixture(scope="module", params=["synthetic", "real"])  # wider, and pytest would mix the files
 def bucket(request: pytest.FixtureRequest, synthetic_bucket: Path) -> Path:
     """A bucket folder: the synthetic one, and the real ABID pairs where they exist."""
     if request.param == "synthetic":
