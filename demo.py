@@ -89,7 +89,7 @@ def serving(checkpoint: Path, config_path: Path) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("serve")), "run", str(config_path)]
     print("$ serve run", config_path, flush=True)
     with (config_path.with_suffix(".log")).open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
+        server = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=heed_ctrl_c)  # noqa: S603, PLW1509
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_healthy(url, server, log_path=config_path.with_suffix(".log"))
@@ -97,6 +97,11 @@ def serving(checkpoint: Path, config_path: Path) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(timeout=60)
+
+
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to commands in the background: they ignore the signal that ends the server."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log_path: Path) -> None:

@@ -263,7 +263,15 @@ def serve_run(folder: Path, variables: dict[str, str], *arguments: str) -> "subp
     command = [str(Path(sys.executable).with_name("serve")), "run", "serve.app:app", *arguments]
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
-            command, cwd=folder, env=environment | variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command,
+            cwd=folder,
+            env=environment | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored where tests run in the background
         )
 
 

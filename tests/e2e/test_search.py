@@ -115,7 +115,12 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(synthetic_bucket: P
     flags = [*SEARCH, "--source", f"file://{synthetic_bucket}", "--run-dir", run_dir]
     environment = os.environ | {"STARTED_BY": str(tmp_path)}
     search = subprocess.Popen(
-        command("tune/search.py", *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        command("tune/search.py", *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     assert search.stdout is not None
     for line in search.stdout:
