@@ -36,8 +36,8 @@ class DropLedger:
         return cls(ray.remote(num_cpus=0)(_Ledger).remote())
 
     def record(self, drops: dict[str, str]) -> None:
-        """Add {id: reason} without waiting."""
-        self._actor.record.remote(drops)
+        """Add {id: reason}, and wait: a table that is read after the last row must hold all drops."""
+        ray.get(self._actor.record.remote(drops))
 
     def table(self) -> dict[str, int]:
         """Number of distinct ids by reason, most frequent first."""

@@ -1,5 +1,6 @@
 """Buckets that tests read: a synthetic one always, the real ABID pairs where the machine has them, an S3 server."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,12 @@ install_import_hook(["bintally", "train"], "beartype.beartype")  # checks shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_BUCKET = ROOT.parent / "shared" / "abid" / "bucket"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heed_ctrl_c() -> None:
+    """A shell has SIGINT ignored in what it runs in the background, and the commands under test would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

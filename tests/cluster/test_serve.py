@@ -269,8 +269,6 @@ def serve_run(folder: Path, variables: dict[str, str], *arguments: str) -> "subp
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # Where tests run in the background, a shell has it ignored, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

@@ -120,8 +120,6 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(synthetic_bucket: P
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
-        # Where tests run in the background, a shell has it ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert search.stdout is not None
     for line in search.stdout:
