@@ -1,6 +1,6 @@
 """Flags that the commands share, and how they override a recipe."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from bintally.config import ModelConfig, Recipe
+from bintally.config import DataConfig, ModelConfig, Recipe, Resize, SplitBy
 from bintally.errors import ConfigError
 
 
@@ -22,10 +22,26 @@ class SourceArgs:
     """Another S3 server than AWS, as http://127.0.0.1:9000."""
     region: str | None = None
     """Region of the bucket. Default: us-east-1."""
+    signed: bool = False
+    """Sign requests with the AWS credentials of the environment."""
+    ids: str | None = None
+    """Which bins: all, range:1-1000, file:PATH (a line per id, or a manifest) or list:00001,00002. Default: all."""
+    unpadded: bool = False
+    """Take un-padded ids, too."""
+    labels: Path | None = None
+    """Folder of the challenge's official lists; their counts replace those of the records."""
+    split_by: SplitBy | None = None
+    """How ids are split: grouped, official (needs --labels) or hash. Default: grouped."""
     max_count: int | None = None
     """Leave out bins that hold more items than this. Default: 5."""
     max_images: int | None = None
     """Use this many ids of the bucket, chosen by a stable hash. Default: all."""
+    image_size: int | None = None
+    """Height and width in pixels that photos are resized to. Default: the recipe's."""
+    resize: Resize | None = None
+    """squash or letterbox. Default: the recipe's."""
+    fast_decode: bool = False
+    """Decode large JPEGs at half their size."""
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with these flags.
@@ -33,9 +49,20 @@ class SourceArgs:
         Raises:
             ConfigError: a value is out of range.
         """
-        names = ("source", "endpoint_url", "region", "max_count", "max_images")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return replace(recipe, data=replace(recipe.data, **given))
+        return replace(recipe, data=self.override(recipe.data))
+
+    def override(self, data: DataConfig) -> DataConfig:
+        """The data config with these flags; paths become absolute, since workers run in another folder.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+        if self.ids is not None and self.ids.startswith("file:"):
+            given["ids"] = f"file:{Path(self.ids.removeprefix('file:')).resolve()}"
+        if self.labels is not None:
+            given["labels"] = str(self.labels.resolve())
+        return replace(data, **given)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

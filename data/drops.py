@@ -17,6 +17,8 @@ REASONS: Final[dict[str, str]] = {
     "label_not_json": "the record is not JSON",
     "no_quantity": "the record has no EXPECTED_QUANTITY",
     "bad_quantity": "EXPECTED_QUANTITY is no whole number of 0 or more",
+    "bad_record": "the items of the record cannot be read",
+    "quantity_mismatch": "the items of the record do not add up to EXPECTED_QUANTITY",
     "not_an_image": "the bytes are neither JPEG nor PNG",
     "truncated_image": "the photo ends early or is damaged",
     "absurd_dimensions": "the photo's sides are too small or too large",

@@ -21,7 +21,7 @@ from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableE
 from bintally.image import decode_photo
 from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket, open_bucket
 from data.drops import DropLedger
-from data.labels import parse_count
+from data.labels import parse_record
 
 MAX_IN_FLIGHT: Final = 64  # GETs under way per task; hides latency, stays far below S3's request limits
 IDS_PER_TASK: Final = 128
@@ -104,7 +104,7 @@ def read_bin(fetched: FetchedBin, max_count: int) -> tuple[int, bytes]:
         raise LabelError("missing_label")
     if photo is None:
         raise ImageError("missing_image")
-    count = parse_count(record)
+    count = parse_record(record).expected_quantity
     if count > max_count:
         raise RowError("count_above_max", str(count))
     return count, photo

@@ -20,6 +20,12 @@ def smooth_pixels(seed: int = 0, size: tuple[int, int] = (80, 64)) -> Image.Imag
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
+def bin_record(count: int) -> bytes:
+    """The least record that a bin of so many items can have."""
+    items = {"B000000001": {"asin": "B000000001", "quantity": count}} if count else {}
+    return json.dumps({"BIN_FCSKU_DATA": items, "EXPECTED_QUANTITY": count}).encode()
+
+
 @pytest.fixture(scope="session")
 def photo() -> Callable[..., bytes]:
     """`photo(format, mode=, seed=, size=, **save_options)`: the bytes of an encoded picture."""
@@ -48,7 +54,7 @@ def bucket_dir(tmp_path: Path, photo: Callable[..., bytes]) -> Callable[..., Pat
         objects: dict[str, bytes | None] = {}
         for seed, (bin_id, count) in enumerate(counts.items()):
             objects[f"bin-images/{bin_id}.jpg"] = photo(seed=seed)
-            objects[f"metadata/{bin_id}.json"] = json.dumps({"EXPECTED_QUANTITY": count}).encode()
+            objects[f"metadata/{bin_id}.json"] = bin_record(count)
         for key, data in (objects | (broken or {})).items():
             path = folder / key
             path.parent.mkdir(parents=True, exist_ok=True)
