@@ -5,6 +5,7 @@ streamed from the bucket anew in each epoch, in another order.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,13 +15,13 @@ from ray.exceptions import RayError
 
 from bintally.batch import COUNT
 from bintally.config import DataConfig
-from bintally.errors import NoUsableRowsError
+from bintally.errors import ConfigError, NoUsableRowsError
 from data.bucket import LISTING_RETRIES, open_bucket
 from data.drops import DropLedger
 from data.pipeline import stream_rows
 from data.progress import say
 from data.session import unwrap
-from data.split import Split, is_padded, sample_ids, split_ids
+from data.split import Split, choose_ids, make_splitter, split_ids
 
 MEMORY_SHARE: Final = 0.4  # of the object store; the rest is for batches on their way
 
@@ -37,22 +38,37 @@ class TrainingRows:
     """Whether the rows lie in the object store."""
 
 
-def list_splits(data: DataConfig) -> dict[Split, list[str]]:
+def list_splits(data: DataConfig, *, needed: Iterable[Split] = ("train", "val")) -> dict[Split, list[str]]:
     """List the bucket and split its ids; needs no Ray, so that a wrong source is told at once.
+
+    Args:
+        data: which bins, and how they are split.
+        needed: splits that may not be empty.
 
     Raises:
         SourceError: the bucket cannot be listed or holds no bins.
+        ConfigError: a needed split is empty, or the official lists cannot be read.
     """
+    splitter = make_splitter(data)
     say(f"listing {data.source}")
     ids = open_bucket(data, max_retries=LISTING_RETRIES).list_ids(on_progress=_say_listed)
-    padded = [bin_id for bin_id in ids if is_padded(bin_id)]
-    # A bucket without any padded key is no ABID; then its keys are all there is.
-    chosen = sample_ids(padded or ids, data.max_images)
-    splits = split_ids(chosen)
-    sizes = ", ".join(f"{split} {len(members):,}" for split, members in splits.items())
-    left_out = f" ({len(ids) - len(padded):,} un-padded keys left out)" if padded and len(padded) < len(ids) else ""
-    say(f"{len(chosen):,} ids{left_out}: {sizes}")
+    chosen = choose_ids(ids, data.max_images)
+    splits = split_ids(chosen, splitter)
+    say(f"{len(chosen):,} of {len(ids):,} ids, split by {data.split_by}: {describe_splits(splits, len(chosen))}")
+    for split in needed:
+        if not splits[split]:
+            raise ConfigError(
+                f"the {split} split is empty ({describe_splits(splits, len(chosen))}): split_by {data.split_by} needs "
+                "more ids here; change ids, max_images or split_by"
+            )
     return splits
+
+
+def describe_splits(splits: dict[Split, list[str]], num_ids: int) -> str:
+    """How many ids are in each split, and how many of all are in none."""
+    sizes = ", ".join(f"{split} {len(members):,}" for split, members in splits.items())
+    num_unlisted = num_ids - sum(map(len, splits.values()))
+    return sizes + (f", {num_unlisted:,} not on the official lists" if num_unlisted else "")
 
 
 def load_training_rows(
