@@ -6,12 +6,14 @@ from typing import Any, Final
 _STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1d2433; }
 h1 { font-size: 1.5rem; } p { max-width: 45rem; }
-table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; padding: .5rem 0; }
+table { border-collapse: collapse; width: 100%; margin-top: 2rem; }
+caption { text-align: left; font-weight: 600; padding: .5rem 0; }
 th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-top: 1px solid #d8dce6; font-weight: 400; }
-thead th { border: 0; font-size: .85rem; color: #5a6478; } td.number { text-align: right; }
+thead th { border: 0; font-size: .85rem; color: #5a6478; } .number { text-align: right; }
 .track { background: #eceff5; height: 1rem; position: relative; }
 .bar { background: #f0b27a; height: 1rem; position: absolute; } .bar.sure { background: #c0392b; }
 """
+_HEADS: Final = "".join(f'<th class="number">{name}</th>' for name in ("images", "siblings", "surely", "share"))
 
 
 def render_page(report: dict[str, Any]) -> str:
@@ -35,7 +37,7 @@ at least half of their ASINs. A model can remember such a bin, so a score on it 
 def _table(splits: dict[str, Any], split: str) -> str:
     rows = "\n".join(_row(name, one[split]) for name, one in splits.items())
     return f"""<table><caption>{split.capitalize()} images with a sibling in training</caption>
-<thead><tr><th>split by</th><th>images</th><th>siblings</th><th>surely</th><th>share</th><th></th></tr></thead>
+<thead><tr><th>split by</th>{_HEADS}<th>share; dark red: surely</th></tr></thead>
 <tbody>
 {rows}
 </tbody></table>"""

@@ -116,7 +116,7 @@ def write_report(report: LeakReport, run_dir: Path) -> None:
     """Write leaks.json and leaks.html."""
     values = asdict(report)
     (run_dir / "leaks.json").write_text(json.dumps(values, indent=2) + "\n")
-    (run_dir / "leaks.html").write_text(render_page(values))
+    (run_dir / "leaks.html").write_text(render_page(values), encoding="utf-8")
 
 
 def format_report(report: LeakReport) -> str:

@@ -91,8 +91,10 @@ def test_a_name_that_is_no_text_falls_back_and_then_is_none(nothing: object) -> 
 
 @pytest.mark.parametrize(
     "measure",
-    [7.5, "7.5 IN", [], {}, {"unit": "IN"}, {"value": 7.5}, INCH | {"value": "7.5"}, INCH | {"value": True}]
-    + [INCH | {"unit": None}, INCH | {"value": None}],
+    [
+        *(7.5, "7.5 IN", [], {}, {"unit": "IN"}, {"value": 7.5}, INCH | {"value": "7.5"}, INCH | {"value": True}),
+        *(INCH | {"unit": None}, INCH | {"value": None}),
+    ],
 )
 def test_what_is_no_measure_is_none_and_costs_no_row(measure: object) -> None:
     assert parse_record(record(2, {"B1": ITEM | {"width": measure}})).items[0].width is None

@@ -52,14 +52,16 @@ def test_a_missing_list_is_named(missing: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_folder_in_place_of_a_list_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="labels.*absent"):
+    with pytest.raises(ConfigError, match=r"labels.*absent"):
         read_lists(str(tmp_path / "absent"))
     (tmp_path / TRAIN_LIST).mkdir()
     with pytest.raises(ConfigError, match=f"labels.*{TRAIN_LIST} cannot be read"):
         read_lists(str(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["", "[[0, 3],", "index,count\n0,3\n", "[" * 100_000], ids=["empty", "cut", "csv", "["])
+@pytest.mark.parametrize(
+    "text", ["", "[[0, 3],", "index,count\n0,3\n", "[" * 100_000], ids=["empty", "cut", "csv", "["]
+)
 def test_a_list_that_is_not_json_is_refused(text: str, tmp_path: Path) -> None:
     folder = write_lists(tmp_path, [[0, 3]], [])
     (tmp_path / VAL_LIST).write_text(text)
