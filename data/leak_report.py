@@ -91,8 +91,8 @@ def compare_splits(
     return found
 
 
-def read_records(data: DataConfig, ids: list[str]) -> Records:
-    """Count and products of each id, with progress.
+def read_records(data: DataConfig, ids: list[str], *, progress_s: float = PROGRESS_S) -> Records:
+    """Count and products of each id, with a line of progress every so many seconds.
 
     Raises:
         SourceError: the bucket cannot be read.
@@ -106,7 +106,7 @@ def read_records(data: DataConfig, ids: list[str]) -> Records:
         else:
             records.counts[bin_id], records.asins[bin_id] = record.expected_quantity, record.asins
         now_s = time.monotonic()
-        if now_s - shown_s >= PROGRESS_S:
+        if now_s - shown_s >= progress_s:
             shown_s, rate = now_s, number / (now_s - started_s)
             say(f"  {number:,} of {len(ids):,} records, {rate:,.0f}/s, {(len(ids) - number) / rate:,.0f} s left")
     return records

@@ -2,7 +2,8 @@
 
     python data/leaks.py --source file:///absolute/bucket --labels /absolute/lists
 
-Reads the records, no photo. Leaves in the output folder: leaks.json and leaks.html.
+Reads the records, no photo. Siblings are looked for among the chosen ids: --max-images hides those with a gap between
+them. Leaves in the output folder: leaks.json and leaks.html.
 """
 
 from dataclasses import dataclass, field

@@ -10,7 +10,7 @@ import pytest
 from bintally.config import DataConfig
 from bintally.errors import ConfigError, NoUsableRowsError, SourceNotFoundError
 from data.leak_page import render_page
-from data.leak_report import BY_RUNS, LeakReport, format_report, measure_leaks, write_report
+from data.leak_report import BY_RUNS, LeakReport, format_report, measure_leaks, read_records, write_report
 from data.siblings import Leak
 
 WriteLists = Callable[[dict[str, int], dict[str, int]], str]
@@ -82,9 +82,8 @@ def test_a_wrong_source_and_wrong_lists_are_told(tmp_path: Path) -> None:
         measure_leaks(DataConfig(source=f"file://{tmp_path}", labels=f"{tmp_path}/absent"))
 
 
-def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.leak_report.PROGRESS_S", 0.0)
-    measure_leaks(write_bins(tmp_path, neighbours(20)))
+def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read_records(write_bins(tmp_path, neighbours(20)), list(neighbours(20)), progress_s=0)
     assert re.search(r"10 of 20 records, [\d,]+/s, 0 s left", capsys.readouterr().out)
 
 
