@@ -150,13 +150,19 @@ class Recipe:
     optim: OptimConfig
     """How it is fitted."""
     max_epochs: int
-    """Passes over the training rows; also the length of the learning-rate schedule."""
+    """Epochs to train; also the length of the learning-rate schedule."""
+    epoch_fraction: float = 1.0
+    """Share of the training rows that one epoch visits: a fresh one each epoch until all were visited."""
+    balanced: bool = False
+    """Visit every count equally often in an epoch: rare ones several times, frequent ones in part."""
     seed: int = 0
     """Seeds the weights and the order of the rows."""
 
     def __post_init__(self) -> None:
         if self.max_epochs < 1:
             raise ConfigError(f"max_epochs must be at least 1, not {self.max_epochs}")
+        if not 0 < self.epoch_fraction <= 1:
+            raise ConfigError(f"epoch_fraction must lie above 0 and at most at 1, not {self.epoch_fraction}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must lie in 0..2^32-1, not {self.seed}")
 

@@ -6,7 +6,8 @@ BinTallyError
 │   ├── SourceUnreachableError   no answer after bounded retries
 │   ├── SourceNotFoundError      the bucket, folder or prefix does not exist or is empty
 │   ├── AccessDeniedError        it exists, but these credentials may not read it
-│   └── NoUsableRowsError        every row was dropped; the message holds the drop table
+│   ├── NoUsableRowsError        every row was dropped; the message holds the drop table
+│   └── TooManyFaultsError       more rows are lost to faults than --max-dropped allows
 ├── RowError                     one bin cannot be used; carries the drop reason
 │   ├── LabelError               its metadata gives no count
 │   └── ImageError               its bytes are no usable photo
@@ -43,6 +44,10 @@ class AccessDeniedError(SourceError):
 
 class NoUsableRowsError(SourceError):
     """Every row was dropped."""
+
+
+class TooManyFaultsError(SourceError):
+    """More rows are lost to faults than the user allows."""
 
 
 class RowError(BinTallyError):

@@ -1,5 +1,6 @@
 """Flags that the commands share, and how they override a recipe."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import count
@@ -63,6 +64,36 @@ class SourceArgs:
         if self.labels is not None:
             given["labels"] = str(self.labels.resolve())
         return replace(data, **given)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadArgs:
+    """How the bucket is read; nothing of it changes a result."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    max_dropped: str = "1%"
+    """Stop when more ids than this are lost to faults (broken or missing objects), as 1% or 0.01 of all ids read."""
+    stream: bool = False
+    """Read the rows from the bucket anew each epoch, even if they would fit into memory."""
+
+    def __post_init__(self) -> None:
+        self.max_faults(0)
+
+    def max_faults(self, num_ids: int) -> int:
+        """How many of so many ids may be lost.
+
+        Raises:
+            ConfigError: max_dropped is no share.
+        """
+        number, percent, rest = self.max_dropped.strip().partition("%")
+        try:
+            share = float(number) / (100 if percent else 1)
+        except ValueError:
+            share = math.nan
+        if rest or not 0 <= share <= 1:
+            raise ConfigError(f"max_dropped must be a share as 1% or 0.01, not {self.max_dropped!r}")
+        return math.floor(num_ids * share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

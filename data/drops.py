@@ -10,6 +10,8 @@ from typing import Any, Final, Self
 
 import ray
 
+from bintally.errors import TooManyFaultsError
+
 REASONS: Final[dict[str, str]] = {
     "count_above_max": "holds more items than max_count (a filter, not a fault)",
     "missing_image": "no bin-images/<id>.jpg",
@@ -24,6 +26,8 @@ REASONS: Final[dict[str, str]] = {
     "absurd_dimensions": "the photo's sides are too small or too large",
     "fetch_failed": "no whole answer after bounded retries",
 }
+FILTERS: Final = frozenset({"count_above_max"})
+"""Reasons that the user asked for; all others are faults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +35,28 @@ class DropLedger:
     """Why each id was dropped. Can be sent to any task; lives as long as one copy does."""
 
     _actor: Any
+    max_faults: int | None = None
+    """Ids that may be lost to faults; None allows any number."""
 
     @classmethod
-    def start(cls) -> Self:
+    def start(cls, *, max_faults: int | None = None) -> Self:
         """An empty ledger on the running Ray."""
-        return cls(ray.remote(num_cpus=0)(_Ledger).remote())
+        return cls(ray.remote(num_cpus=0)(_Ledger).remote(), max_faults)
 
     def record(self, drops: dict[str, str]) -> None:
-        """Add {id: reason}, and wait: a table that is read after the last row must hold all drops."""
-        ray.get(self._actor.record.remote(drops))
+        """Add {id: reason}, and wait: a table that is read after the last row must hold all drops.
+
+        Raises:
+            TooManyFaultsError: more than max_faults ids are lost to faults by now.
+        """
+        table: dict[str, int] = ray.get(self._actor.record.remote(drops))
+        num_faults = sum(count for reason, count in table.items() if reason not in FILTERS)
+        if self.max_faults is not None and num_faults > self.max_faults:
+            faults = ", ".join(f"{count:,} {reason}" for reason, count in table.items() if reason not in FILTERS)
+            raise TooManyFaultsError(
+                f"{num_faults:,} ids are lost to faults ({faults}), and --max-dropped allows {self.max_faults:,};"
+                " mend the source, or allow more"
+            )
 
     def table(self) -> dict[str, int]:
         """Number of distinct ids by reason, most frequent first."""
@@ -56,8 +73,9 @@ class _Ledger:
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
 
-    def record(self, drops: dict[str, str]) -> None:
+    def record(self, drops: dict[str, str]) -> dict[str, int]:
         self._reasons.update(drops)
+        return self.table()
 
     def table(self) -> dict[str, int]:
         return dict(Counter(self._reasons.values()).most_common())

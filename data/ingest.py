@@ -1,41 +1,92 @@
-"""From a config to the two datasets of a training: list once, split, and keep the rows in memory when they fit.
+"""From a config to what a training reads: list once, split, and keep the rows in memory when they fit.
 
-Rows that fit are fetched once and shared by all trials and epochs through Ray's object store. Rows that do not are
-streamed from the bucket anew in each epoch, in another order.
+Rows that fit into the object store of every node are fetched once and shared by all trials and epochs. Rows that do not
+are streamed from the bucket anew in each epoch. The batches are the same either way.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import ray
 from ray.data import Dataset
 from ray.exceptions import RayError
 
-from bintally.batch import COUNT
-from bintally.config import DataConfig
-from bintally.errors import ConfigError, NoUsableRowsError
+from bintally.batch import PADDING
+from bintally.config import DataConfig, Recipe
+from bintally.errors import ConfigError, NoUsableRowsError, RowError
 from data.bucket import LISTING_RETRIES, open_bucket
+from data.clock import EpochClock
+from data.decode import Share
 from data.drops import DropLedger
-from data.pipeline import stream_rows
+from data.feed import FeedSpec
+from data.fetch import FetchSpec
+from data.official import listed_counts
+from data.order import Sampling
+from data.pipeline import EpochOrder, IdTable, stream_batches, stream_rows
 from data.progress import say
+from data.records import fetch_records
 from data.session import unwrap
 from data.split import Split, choose_ids, make_splitter, split_ids
+from data.stored import StoredRows
 
 MEMORY_SHARE: Final = 0.4  # of the object store; the rest is for batches on their way
+VAL_BATCH_FACTOR: Final = 4  # validation keeps no gradients, so larger batches fit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitRows:
+    """The rows of one split: what to read, and the rows themselves if they are kept in memory."""
+
+    ids: IdTable
+    stored: StoredRows | None = None
+
+    def feed(
+        self, spec: FetchSpec, share: Share, sampling: Sampling | None = None, clock: EpochClock | None = None
+    ) -> tuple[FeedSpec, Dataset | None]:
+        """What a worker opens, and the plan that Ray Train has to split for it, if there is one."""
+        feed = FeedSpec(share=share, sampling=sampling, clock=clock, stored=self.stored)
+        if self.stored is not None:
+            return feed, None
+        return feed, stream_batches(self.ids, spec, EpochOrder(sampling=sampling, clock=clock), share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRows:
-    """The rows that a training eats."""
+    """The rows that trainings read. Can be sent to any process."""
 
-    train: Dataset
-    val: Dataset
+    train: SplitRows
+    val: SplitRows
+    spec: FetchSpec
+    clock: EpochClock
     num_train: int
-    """Training rows; an upper bound while streaming, when counts are not known yet."""
-    in_memory: bool
-    """Whether the rows lie in the object store."""
+    """Usable training rows; an upper bound while streaming, when counts are not known yet."""
+
+    def feeds(self, recipe: Recipe, *, num_workers: int, training: str) -> tuple[dict[str, FeedSpec], dict[str, Any]]:
+        """Feeds of one training by split, and the plans that Ray Train has to split among its workers.
+
+        Args:
+            recipe: batch size and sampling.
+            num_workers: that share each batch.
+            training: a name that no other training under the same clock has.
+        """
+        size = recipe.optim.global_batch_size
+        train_feed, train_plan = self.train.feed(
+            self.spec,
+            Share(global_batch_size=size, num_workers=num_workers),
+            sampling_of(recipe),
+            self.clock.of(training),
+        )
+        val_share = Share(global_batch_size=VAL_BATCH_FACTOR * size, num_workers=num_workers)
+        val_feed, val_plan = self.val.feed(self.spec, val_share)
+        plans = {"train": train_plan, "val": val_plan}
+        return {"train": train_feed, "val": val_feed}, {name: plan for name, plan in plans.items() if plan is not None}
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    """How a recipe's epochs visit the training rows."""
+    return Sampling(seed=recipe.seed, epoch_fraction=recipe.epoch_fraction, balanced=recipe.balanced)
 
 
 def list_splits(data: DataConfig, *, needed: Iterable[Split] = ("train", "val")) -> dict[Split, list[str]]:
@@ -72,45 +123,86 @@ def describe_splits(splits: dict[Split, list[str]], num_ids: int) -> str:
 
 
 def load_training_rows(
-    splits: dict[Split, list[str]], data: DataConfig, ledger: DropLedger, *, seed: int
+    splits: dict[Split, list[str]], recipe: Recipe, ledger: DropLedger, *, stream: bool = False
 ) -> TrainingRows:
     """Fetch, or prepare to stream, the training and validation rows.
+
+    Args:
+        splits: ids by split.
+        recipe: where the rows lie and how epochs visit them.
+        ledger: hears of every dropped id.
+        stream: keep nothing in memory, even if it would fit.
 
     Raises:
         SourceError: the bucket cannot be read, or no row of a split can be used.
     """
-    train = stream_rows(splits["train"], data, ledger, seed=seed)
-    val = stream_rows(splits["val"], data, ledger)
-    num_train = len(splits["train"])
-    num_bytes = (num_train + len(splits["val"])) * data.image_size**2 * 3
-    in_memory = num_bytes <= MEMORY_SHARE * ray.cluster_resources().get("object_store_memory", 0)
+    data = recipe.data
+    spec = FetchSpec(data=data, ledger=ledger)
+    num_ids: dict[Split, int] = {"train": len(splits["train"]), "val": len(splits["val"])}
+    num_bytes = sum(num_ids.values()) * data.image_size**2 * 3
+    in_memory = not stream and num_bytes <= MEMORY_SHARE * smallest_object_store()
     say(f"about {num_bytes / 1e9:.2f} GB decoded: " + ("kept in memory" if in_memory else "streamed each epoch"))
     if in_memory:
-        train, val = _fetch(train, "train", ledger), _fetch(val, "val", ledger)
-        num_train = train.count()
-        say(ledger.describe(num_kept=num_train + val.count()))
-        for name, rows in (("train", train), ("val", val)):
-            say(f"{name} rows by count: {count_mix(rows)}")
-    return TrainingRows(train=train, val=val, num_train=num_train, in_memory=in_memory)
+        rows = {split: _fetch(put_ids(splits[split], data), split, spec) for split in num_ids}
+        mixes = {split: count_mix(kept) for split, (_, kept) in rows.items()}
+        say(ledger.describe(num_kept=sum(sum(mix.values()) for mix in mixes.values())))
+        for split, mix in mixes.items():
+            say(f"{split} rows by count: {mix}")
+        (train, _), (val, _), num_train = rows["train"], rows["val"], sum(mixes["train"].values())
+    else:
+        with_counts = recipe.balanced and data.labels is None
+        train_ids = _put_ids_with_counts(splits["train"], spec) if with_counts else put_ids(splits["train"], data)
+        train, val = SplitRows(ids=train_ids), SplitRows(ids=put_ids(splits["val"], data))
+        num_train = num_ids["train"]
+    return TrainingRows(train=train, val=val, spec=spec, clock=EpochClock.start(), num_train=num_train)
 
 
-def _fetch(rows: Dataset, split: Split, ledger: DropLedger) -> Dataset:
+def smallest_object_store() -> float:
+    """Bytes of the smallest object store of the running cluster: rows kept in memory may have to fit into each."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min((float(resources.get("object_store_memory", 0)) for resources in nodes), default=0.0)
+
+
+def put_ids(ids: list[str], data: DataConfig) -> IdTable:
+    """The ids in Ray's object store, with their labels if these come from the official lists."""
+    if data.labels is None:
+        return IdTable.put(ids)
+    return IdTable.put(ids, list(listed_counts(ids, data.labels).values()))
+
+
+def _put_ids_with_counts(ids: list[str], spec: FetchSpec) -> IdTable:
+    """The ids with the labels in their records; PADDING for those that cannot be used and will not be visited."""
+    say(f"reading {len(ids):,} records, since balanced sampling has to know the counts beforehand")
+    counts: list[int] = []
+    drops: dict[str, str] = {}
+    for bin_id, record in fetch_records(open_bucket(spec.data), ids):
+        if isinstance(record, RowError):
+            drops[bin_id] = record.reason
+        elif record.expected_quantity > spec.data.max_count:
+            drops[bin_id] = "count_above_max"
+        counts.append(PADDING if isinstance(record, RowError) or bin_id in drops else record.expected_quantity)
+    spec.ledger.record(drops)
+    return IdTable.put(ids, counts)
+
+
+def _fetch(ids: IdTable, split: str, spec: FetchSpec) -> tuple[SplitRows, np.ndarray]:
+    """The rows of a split, in the object store, and the counts of those that are usable."""
     say(f"fetching the {split} rows")
     try:
-        fetched: Dataset = rows.materialize()
+        fetched: Dataset = stream_rows(ids, spec).materialize()
     except RayError as error:
         raise unwrap(error) or error from None
-    if fetched.count() == 0:
-        raise NoUsableRowsError(f"no usable row in the {split} split; {ledger.describe(num_kept=0)}")
-    return fetched
+    stored = StoredRows.of(fetched, ids.num_ids)
+    counts = stored.open().counts
+    if not (counts != PADDING).any():
+        raise NoUsableRowsError(f"no usable row in the {split} split; {spec.ledger.describe(num_kept=0)}")
+    return SplitRows(ids=ids, stored=stored), counts
 
 
-def count_mix(rows: Dataset) -> dict[int, int]:
+def count_mix(counts: np.ndarray) -> dict[int, int]:
     """Number of rows by count."""
-    counts: Counter[int] = Counter()
-    for batch in rows.select_columns([COUNT]).iter_batches(batch_size=4096):
-        counts.update(batch[COUNT].tolist())
-    return dict(sorted(counts.items()))
+    values, numbers = np.unique(counts[counts != PADDING], return_counts=True)
+    return dict(zip(values.tolist(), numbers.tolist(), strict=True))
 
 
 def _say_listed(num_ids: int) -> None:

@@ -1,119 +1,124 @@
-"""Ids to labelled, decoded rows with Ray Data: one stage, two GETs per bin, nothing listed twice.
+"""Ids to labelled, decoded rows with Ray Data; nothing is listed twice, and every id becomes a row or a reason.
 
-    ids -> shuffle -> blocks of ids -> fetch record and photo together -> label, decode, resize -> rows
+    chunks of the epoch's order -> fetch record and photo together -> decode and resize -> rows, or exact batches
 
-Every id becomes a row or a reason in the drop table.
+Fetching waits and decoding works, so they are stages of their own that overlap. What passes between them is undecoded,
+a fraction of the rows' size. Plans keep the order, so the same seed gives the same rows in the same order.
 """
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import Dataset
 
-from bintally.batch import COUNT, ID, IMAGE, ArrayBatch
-from bintally.config import DataConfig
-from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
-from bintally.image import decode_photo
-from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket, open_bucket
-from data.drops import DropLedger
-from data.labels import parse_record
+from data.clock import EpochClock
+from data.decode import Share, decode_batches, decode_rows
+from data.fetch import FetchSpec, fetch_block
+from data.order import Sampling, balanced_order, epoch_order
 
-MAX_IN_FLIGHT: Final = 64  # GETs under way per task; hides latency, stays far below S3's request limits
-IDS_PER_TASK: Final = 128
+BLOCK_IDS: Final = 512  # ids in one block; what a task costs besides its work is spread over so many
+MAX_CHUNKS: Final = 256  # tasks of one epoch: Ray's scheduling slows down with the number of blocks that wait
+FETCH_CPUS: Final = 0.25  # together they make up one CPU, so that a training with one CPU for data can run both
+DECODE_CPUS: Final = 0.75
 
-FetchedBin = tuple[bytes | None, bytes | None] | SourceUnreachableError
-"""(record, photo), None for an object that does not exist; or why neither came."""
+_CHUNK: Final = "chunk"
 
 
-def stream_rows(ids: Sequence[str], data: DataConfig, ledger: DropLedger, *, seed: int | None = None) -> Dataset:
-    """A lazy dataset of the rows of these ids, with the columns of `bintally.batch`.
+@dataclass(frozen=True, slots=True)
+class IdTable:
+    """The ids of a split, in Ray's object store, where every task finds them."""
 
-    Args:
-        ids: bins to read.
-        data: where they lie and how their photos become arrays.
-        ledger: hears of every dropped id.
-        seed: shuffles the ids, in another order each epoch; None keeps the order.
+    _ref: Any
+    num_ids: int
 
-    Iterating raises AccessDeniedError or SourceUnreachableError (wrapped by Ray, see `data.session.unwrap`) when
-    objects may not be read, or when not one object of a whole block could be fetched.
+    @classmethod
+    def put(cls, ids: Sequence[str], counts: Sequence[int] | None = None) -> "IdTable":
+        """Store ids and, where they are known beforehand, their labels."""
+        table = (np.asarray(ids, np.str_), None if counts is None else np.asarray(counts, np.int64))
+        return cls(ray.put(table), len(ids))
+
+    def get(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids and labels, without a copy."""
+        table: tuple[np.ndarray, np.ndarray | None] = ray.get(self._ref)
+        return table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochOrder:
+    """Which ids the next execution of a plan reads, and from where on."""
+
+    sampling: Sampling | None = None
+    """None reads all ids in their given order."""
+    clock: EpochClock | None = None
+    """Tells the epoch; needed with sampling."""
+
+    def next(self, counts: np.ndarray | None, num_ids: int) -> tuple[np.ndarray, int]:
+        """Indices of the ids in order, and the position to begin at."""
+        if self.sampling is None:
+            return np.arange(num_ids), 0
+        assert self.clock is not None
+        epoch, start = self.clock.read()
+        if self.sampling.balanced:
+            assert counts is not None
+            return balanced_order(counts, self.sampling, epoch), start
+        return epoch_order(num_ids, self.sampling, epoch), start
+
+
+def stream_rows(table: IdTable, spec: FetchSpec) -> Dataset:
+    """A lazy dataset of the rows of these ids, in their order, with the columns id, position, image and count.
+
+    Iterating raises AccessDeniedError, SourceUnreachableError or TooManyFaultsError (wrapped by Ray, see
+    `data.session.unwrap`) when objects may not be read, when not one object of a whole block could be fetched, or when
+    the ledger's limit is passed.
     """
-    ds: Dataset = ray.data.from_arrow(pa.table({ID: pa.array(ids, pa.string())}))
-    if seed is not None:
-        ds = ds.random_shuffle(seed=ray.data.RandomSeedConfig(seed=seed))
-    ds = ds.repartition(target_num_rows_per_block=IDS_PER_TASK)
-    return ds.map_batches(partial(fetch_rows, data=data, ledger=ledger), batch_size=IDS_PER_TASK)
+    fetched = _fetched(table, table.num_ids, spec, EpochOrder())
+    return fetched.map_batches(
+        partial(decode_rows, spec=spec), batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS
+    )
 
 
-def fetch_rows(batch: dict[str, np.ndarray], data: DataConfig, ledger: DropLedger) -> ArrayBatch:
-    """Fetch, label, decode and resize one block of ids; report those that cannot be used."""
-    ids = [str(bin_id) for bin_id in batch[ID]]
-    fetched = asyncio.run(fetch_bins(open_bucket(data), ids))
-    if ids and all(isinstance(one, SourceUnreachableError) for one in fetched):
-        raise SourceUnreachableError(f"none of {len(ids)} bins could be fetched; the first: {fetched[0]}")
-    rows: list[tuple[str, np.ndarray, int]] = []
-    drops: dict[str, str] = {}
-    for bin_id, one in zip(ids, fetched, strict=True):
-        try:
-            count, photo = read_bin(one, data.max_count)
-            rows.append((bin_id, decode_photo(photo, data.image_size), count))
-        except RowError as error:
-            drops[bin_id] = error.reason
-    if drops:
-        ledger.record(drops)
-    return _to_batch(rows, data.image_size)
+def stream_batches(table: IdTable, spec: FetchSpec, order: EpochOrder, share: Share) -> Dataset:
+    """A lazy dataset of exact batches, with the columns of `bintally.batch`, to be split equally among the workers.
 
-
-async def fetch_bins(bucket: Bucket, ids: Sequence[str]) -> list[FetchedBin]:
-    """Record and photo of each id, in the order of the ids, MAX_IN_FLIGHT requests at a time.
-
-    Raises:
-        AccessDeniedError: an object may not be read; that is no matter of one row.
+    Split by `streaming_split(num_workers, equal=True)`, as Ray Train does, and read in batches of `local_batch_size`,
+    the n-th batches of all workers are together the n-th global batch; its rows depend on the order alone.
+    Every row comes exactly once. Batches without a row (`batch_rows` 0) may follow the last one.
     """
-    slots = asyncio.Semaphore(MAX_IN_FLIGHT)
-
-    async def get(key: str) -> bytes | None:
-        async with slots:
-            return await bucket.get(key)
-
-    async def fetch(bin_id: str) -> FetchedBin:
-        keys = (f"{LABEL_PREFIX}/{bin_id}.json", f"{IMAGE_PREFIX}/{bin_id}.jpg")
-        try:
-            record, photo = await asyncio.gather(*map(get, keys))
-        except SourceUnreachableError as error:
-            return error
-        return record, photo
-
-    return await asyncio.gather(*map(fetch, ids))
+    num_ids = order.sampling.epoch_size(table.num_ids) if order.sampling else table.num_ids
+    num_batches = min(share.batches_per_task(spec.data.image_size**2 * 3), -(-num_ids // share.global_batch_size))
+    fetched = _fetched(table, num_ids, spec, order)
+    decode = partial(decode_batches, spec=spec, share=share, num_batches=num_batches)
+    # Ray fuses these two, so that each task gets exactly the rows of its batches, and gives a block to each worker.
+    return fetched.map_batches(
+        decode, batch_size=num_batches * share.global_batch_size, batch_format="pyarrow", num_cpus=DECODE_CPUS
+    ).repartition(target_num_rows_per_block=num_batches * share.local_batch_size, strict=True)
 
 
-def read_bin(fetched: FetchedBin, max_count: int) -> tuple[int, bytes]:
-    """Count and undecoded photo of a fetched bin.
-
-    Raises:
-        RowError: the bin cannot be used, or holds more than max_count items.
-    """
-    if isinstance(fetched, SourceUnreachableError):
-        raise RowError("fetch_failed", str(fetched))
-    record, photo = fetched
-    if record is None:
-        raise LabelError("missing_label")
-    if photo is None:
-        raise ImageError("missing_image")
-    count = parse_record(record).expected_quantity
-    if count > max_count:
-        raise RowError("count_above_max", str(count))
-    return count, photo
+def _fetched(table: IdTable, num_ids: int, spec: FetchSpec, order: EpochOrder) -> Dataset:
+    num_chunks = min(MAX_CHUNKS, max(1, -(-num_ids // BLOCK_IDS)))
+    chunks: Dataset = ray.data.from_blocks([pa.table({_CHUNK: [number]}) for number in range(num_chunks)])
+    chunks.context.execution_options.preserve_order = True
+    fetch = partial(fetch_chunk, num_chunks=num_chunks, table=table, spec=spec, order=order)
+    return chunks.map_batches(fetch, batch_size=None, batch_format="pyarrow", num_cpus=FETCH_CPUS)
 
 
-def _to_batch(rows: list[tuple[str, np.ndarray, int]], size: int) -> ArrayBatch:
-    images = np.stack([image for _, image, _ in rows]) if rows else np.empty((0, size, size, 3), np.uint8)
-    return {
-        ID: np.array([bin_id for bin_id, _, _ in rows], dtype=np.str_),
-        IMAGE: images,
-        COUNT: np.array([count for _, _, count in rows], dtype=np.int64),
-    }
+def fetch_chunk(
+    batch: pa.Table, *, num_chunks: int, table: IdTable, spec: FetchSpec, order: EpochOrder
+) -> Iterator[pa.Table]:
+    """Fetch one of equal chunks of the epoch, a block at a time."""
+    ids, counts = table.get()
+    indices, start = order.next(counts, len(ids))
+    chunk = batch[_CHUNK][0].as_py()
+    first, stop = (len(indices) * number // num_chunks for number in (chunk, chunk + 1))
+    for begin in range(max(first, start), stop, BLOCK_IDS):
+        chosen = indices[begin : min(begin + BLOCK_IDS, stop)]
+        labels = None if counts is None else counts[chosen].tolist()
+        yield fetch_block(spec, ids[chosen].tolist(), begin, labels)
+    if max(first, start) >= stop:
+        yield fetch_block(spec, [], first)  # a block without rows tells the columns

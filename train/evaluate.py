@@ -13,7 +13,7 @@ import tyro
 from bintally.cli import readable_errors
 from bintally.config import DataConfig, Recipe
 from bintally.errors import ConfigError
-from data.args import SourceArgs, new_run_dir
+from data.args import ReadArgs, SourceArgs, new_run_dir
 from data.split import Split
 
 
@@ -30,6 +30,7 @@ class EvaluateArgs:
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here. Default: the machine's cores."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
+    read: tyro.conf.OmitArgPrefixes[ReadArgs] = field(default_factory=ReadArgs)
 
     def resolve(self, trained: Recipe) -> DataConfig:
         """The bins to score, of a checkpoint that was trained by this recipe.
@@ -52,7 +53,8 @@ def main() -> None:
 
         checkpoint = load_checkpoint(args.checkpoint)
         data = args.resolve(checkpoint.recipe)
-        evaluate(checkpoint, data, args.split, new_run_dir(args.run_dir, "evaluate"), args.num_cpus)
+        run_dir = new_run_dir(args.run_dir, "evaluate")
+        evaluate(checkpoint, data, args.split, args.read, run_dir, args.num_cpus)
 
 
 if __name__ == "__main__":

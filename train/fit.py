@@ -14,7 +14,7 @@ import tyro
 from bintally.cli import readable_errors
 from bintally.config import Recipe, read_recipe
 from bintally.recipes import get_recipe
-from data.args import ModelArgs, ResourceArgs, SourceArgs, new_run_dir
+from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +33,15 @@ class FitArgs:
     """Passes over the training rows. Default: the recipe's."""
     seed: int | None = None
     """Seeds the weights and the order of the rows. Default: the recipe's."""
+    epoch_fraction: float | None = None
+    """Share of the training rows that one epoch visits, a fresh one each epoch. Default: the recipe's."""
+    balanced: bool = False
+    """Visit every count equally often."""
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/. An interrupted run continues in its folder."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
+    read: tyro.conf.OmitArgPrefixes[ReadArgs] = field(default_factory=ReadArgs)
     resources: tyro.conf.OmitArgPrefixes[ResourceArgs] = field(default_factory=ResourceArgs)
 
     def resolve(self) -> Recipe:
@@ -54,7 +59,14 @@ class FitArgs:
         )
         max_epochs = recipe.max_epochs if self.max_epochs is None else self.max_epochs
         seed = recipe.seed if self.seed is None else self.seed
-        return replace(recipe, optim=optim, max_epochs=max_epochs, seed=seed)
+        return replace(
+            recipe,
+            optim=optim,
+            max_epochs=max_epochs,
+            seed=seed,
+            epoch_fraction=recipe.epoch_fraction if self.epoch_fraction is None else self.epoch_fraction,
+            balanced=self.balanced or recipe.balanced,
+        )
 
 
 def main() -> None:
@@ -64,7 +76,7 @@ def main() -> None:
         recipe = args.resolve()
         from train.run import fit  # heavy imports only after the flags are known to be good
 
-        fit(recipe, args.resources, new_run_dir(args.run_dir, "fit"))
+        fit(recipe, args.read, args.resources, new_run_dir(args.run_dir, "fit"))
 
 
 if __name__ == "__main__":

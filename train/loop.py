@@ -4,7 +4,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,21 +12,21 @@ from typing import Any, Final
 import ray.train
 import ray.train.torch
 import torch
-from ray.data.collate_fn import NumpyBatchCollateFn
+from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bintally.batch import COUNT, IMAGE, ArrayBatch
+from bintally.batch import BATCH_ROWS, COUNT, IMAGE, PADDING, ArrayBatch
 from bintally.checkpoint import METRICS_FILE, load_weights, save_checkpoint
 from bintally.config import Recipe, recipe_from_dict
 from bintally.metrics import CountTally
 from bintally.model import Counter, build_model
+from data.feed import Feed, FeedSpec
 from train.augment import augment
 from train.optim import build_optimizer, build_schedule
 
 RESUME_FILE: Final = "resume.pt"  # optimiser state for Train's restarts; not part of the checkpoint that is served
 DIVERGED: Final = 1e30  # ASHA never stops a trial that reports NaN, so a diverged loss is reported as this
-SHUFFLE_ROWS: Final = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +35,20 @@ class LoopConfig:
 
     recipe: Recipe
     num_train: int
-    """Training rows over all workers; sets the length of the learning-rate schedule."""
-    shuffle_locally: bool
-    """Whether rows come in the same order each epoch and are to be shuffled on the worker."""
+    """Training rows of an epoch over all workers; sets the length of the learning-rate schedule."""
+    train: FeedSpec
+    """What an epoch trains on."""
+    val: FeedSpec
+    """What it is scored on."""
 
     def pack(self) -> dict[str, Any]:
         """As the plain dict that Ray sends to the workers."""
-        return asdict(self)
+        return {
+            "recipe": asdict(self.recipe),
+            "num_train": self.num_train,
+            "train": self.train,
+            "val": self.val,
+        }
 
     @classmethod
     def unpack(cls, values: dict[str, Any]) -> "LoopConfig":
@@ -59,12 +66,17 @@ class Fit:
     schedule: torch.optim.lr_scheduler.LRScheduler
 
 
-class ToTensors(NumpyBatchCollateFn):
-    """Photos and counts as tensors; ids are strings and stay behind. Ray moves the result to the device."""
+@dataclass(frozen=True, slots=True)
+class DeviceBatch:
+    """This worker's part of a global batch, on its device."""
 
-    def __call__(self, batch: ArrayBatch) -> dict[str, Tensor]:  # type: ignore[override]  # Ray annotates a wider one
-        """(batch, height, width, 3) uint8 and (batch,) int64."""
-        return {name: torch.tensor(batch[name]) for name in (IMAGE, COUNT)}  # copies: Ray's arrays are read-only
+    images: UInt8[Tensor, "batch height width 3"]
+    counts: Int64[Tensor, " batch"]
+    """PADDING where a row only fills up the batch."""
+    num_real: int
+    """Rows that are not padding."""
+    num_global: int
+    """The same over all workers."""
 
 
 def train_loop(values: dict[str, Any]) -> None:
@@ -73,7 +85,6 @@ def train_loop(values: dict[str, Any]) -> None:
     recipe = config.recipe
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    batch_size = recipe.optim.global_batch_size // context.get_world_size()
     num_steps = recipe.max_epochs * math.ceil(config.num_train / recipe.optim.global_batch_size)
     torch.manual_seed(recipe.seed)
 
@@ -83,22 +94,16 @@ def train_loop(values: dict[str, Any]) -> None:
     fit = Fit(recipe, model, optimizer, schedule)
     first_epoch = _resume(fit)
     ddp_model = ray.train.torch.prepare_model(model)
-    train_rows, val_rows = ray.train.get_dataset_shard("train"), ray.train.get_dataset_shard("val")
+    train_feed, val_feed = _open_feed(config.train, "train"), _open_feed(config.val, "val")
 
     for epoch in range(first_epoch, recipe.max_epochs + 1):
         started = time.monotonic()
-        seed = recipe.seed * 1000 + epoch
-        generator = torch.Generator().manual_seed(seed * 1000 + context.get_world_rank())  # each rank draws its own
-        batches = train_rows.iter_torch_batches(
-            batch_size=batch_size,
-            collate_fn=ToTensors(),
-            prefetch_batches=2,
-            local_shuffle_buffer_size=SHUFFLE_ROWS if config.shuffle_locally else None,
-            local_shuffle_seed=seed,
-        )
+        # Each rank draws its own.
+        generator = torch.Generator().manual_seed((recipe.seed * 1000 + epoch) * 1000 + context.get_world_rank())
+        batches = _on_device(train_feed.epoch(epoch), device)
         train_loss, num_images = _train_epoch(ddp_model, fit, batches, generator)
         train_s = time.monotonic() - started
-        val_batches = val_rows.iter_torch_batches(batch_size=4 * batch_size, collate_fn=ToTensors(), prefetch_batches=2)
+        val_batches = _on_device(val_feed.epoch(epoch), device)
         tally = _all_reduce(_validate(ddp_model, val_batches, recipe.data.num_classes), device)
         metrics = _epoch_metrics(epoch, train_loss, tally) | {
             "lr": optimizer.param_groups[0]["lr"],
@@ -109,33 +114,52 @@ def train_loop(values: dict[str, Any]) -> None:
         _report(metrics, fit)
 
 
+def _open_feed(spec: FeedSpec, split: str) -> Feed:
+    shard = None if spec.stored else ray.train.get_dataset_shard(split)
+    return spec.open(ray.train.get_context().get_world_rank(), shard)
+
+
+def _on_device(batches: Iterable[ArrayBatch], device: torch.device) -> Iterator[DeviceBatch]:
+    for batch in batches:
+        yield DeviceBatch(
+            images=torch.tensor(batch[IMAGE]).to(device, non_blocking=True),  # a copy: Ray's arrays are read-only
+            counts=torch.tensor(batch[COUNT]).to(device, non_blocking=True),
+            num_real=int((batch[COUNT] != PADDING).sum()),
+            num_global=int(batch[BATCH_ROWS][0]),
+        )
+
+
 def _train_epoch(
-    ddp_model: nn.Module, fit: Fit, batches: Iterable[dict[str, Tensor]], generator: torch.Generator
+    ddp_model: nn.Module, fit: Fit, batches: Iterable[DeviceBatch], generator: torch.Generator
 ) -> tuple[float, int]:
     """One pass over this worker's rows; mean loss over them and their number."""
     ddp_model.train()
+    num_workers = ray.train.get_context().get_world_size()
     loss_sum = torch.zeros(())
     num_images = 0
     for batch in batches:
-        logits = ddp_model(augment(batch[IMAGE], generator))
-        loss = F.cross_entropy(logits, batch[COUNT])
+        logits = ddp_model(augment(batch.images, generator))
+        loss = F.cross_entropy(logits, batch.counts, ignore_index=PADDING, reduction="sum")
         fit.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # DDP averages over the workers; so this is the mean over the rows of the global batch, however it is shared.
+        (loss * num_workers / batch.num_global).backward()
         nn.utils.clip_grad_norm_(ddp_model.parameters(), max_norm=1.0)
         fit.optimizer.step()
         fit.schedule.step()
         # Added up on the device: reading it here would wait for the GPU at every step.
-        loss_sum = loss_sum.to(loss.device) + loss.detach() * len(batch[COUNT])
-        num_images += len(batch[COUNT])
+        loss_sum = loss_sum.to(loss.device) + loss.detach()
+        num_images += batch.num_real
     return float(loss_sum) / max(1, num_images), num_images
 
 
 @torch.inference_mode()
-def _validate(model: nn.Module, batches: Iterable[dict[str, Tensor]], num_classes: int) -> CountTally:
+def _validate(model: nn.Module, batches: Iterable[DeviceBatch], num_classes: int) -> CountTally:
     model.eval()
     tally = CountTally.empty(num_classes)
     for batch in batches:
-        tally = tally + CountTally.of(model(batch[IMAGE]), batch[COUNT])
+        real = batch.counts != PADDING
+        if batch.num_real:
+            tally = tally + CountTally.of(model(batch.images[real]), batch.counts[real])
     return tally
 
 

@@ -15,7 +15,7 @@ from ray.util.queue import Queue
 from bintally.checkpoint import written_whole
 from bintally.config import Recipe, write_recipe
 from bintally.errors import RunError
-from data.args import ResourceArgs
+from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger
 from data.ingest import list_splits, load_training_rows
 from data.progress import say
@@ -24,7 +24,7 @@ from train.loop import RESUME_FILE
 from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
 
 
-def fit(recipe: Recipe, resources: ResourceArgs, run_dir: Path) -> Path:
+def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) -> Path:
     """Train a recipe; the folder of its best checkpoint.
 
     Raises:
@@ -35,8 +35,8 @@ def fit(recipe: Recipe, resources: ResourceArgs, run_dir: Path) -> Path:
     check_fits(recipe, resources, len(splits["train"]))  # before Ray starts; again when the rows are known
     with ray_session(resources.num_cpus):
         trainings_at_once(cluster_resources(), resources)
-        ledger = DropLedger.start()
-        rows = load_training_rows(splits, recipe.data, ledger, seed=recipe.seed)
+        ledger = DropLedger.start(max_faults=read.max_faults(len(splits["train"]) + len(splits["val"])))
+        rows = load_training_rows(splits, recipe, ledger, stream=read.stream)
         check_fits(recipe, resources, rows.num_train)
         write_recipe(recipe, run_dir / "recipe.json")
         say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")

@@ -16,8 +16,10 @@ from bintally.checkpoint import Checkpoint
 from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
 from bintally.metrics import CountTally
+from data.args import ReadArgs
 from data.drops import DropLedger, format_table
-from data.ingest import list_splits
+from data.fetch import FetchSpec
+from data.ingest import list_splits, put_ids
 from data.pipeline import stream_rows
 from data.progress import say
 from data.session import ray_session, unwrap
@@ -45,7 +47,7 @@ class Prediction:
 
 
 def evaluate(
-    checkpoint: Checkpoint, data: DataConfig, split: Split, run_dir: Path, num_cpus: int | None
+    checkpoint: Checkpoint, data: DataConfig, split: Split, read: ReadArgs, run_dir: Path, num_cpus: int | None
 ) -> dict[str, Any]:
     """Score a checkpoint; the figures, as in metrics.json.
 
@@ -55,13 +57,14 @@ def evaluate(
     """
     ids = list_splits(data, needed=(split,))[split]
     with ray_session(num_cpus):
-        ledger = DropLedger.start()
+        ledger = DropLedger.start(max_faults=read.max_faults(len(ids)))
         say(f"scoring version {checkpoint.version} on the {split} split")
         tally = CountTally.empty(checkpoint.recipe.data.num_classes)
         predictions: list[Prediction] = []
         photos: list[np.ndarray] = []
         try:
-            for batch in stream_rows(ids, data, ledger).iter_batches(batch_size=BATCH):
+            rows = stream_rows(put_ids(ids, data), FetchSpec(data=data, ledger=ledger))
+            for batch in rows.iter_batches(batch_size=BATCH):
                 probabilities = checkpoint.predict(batch[IMAGE])
                 tally = tally + tally_of(probabilities, batch[COUNT])
                 predictions += map(Prediction, batch[ID].tolist(), batch[COUNT].tolist(), probabilities)

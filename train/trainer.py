@@ -4,6 +4,7 @@ from pathlib import Path
 
 import ray
 import ray.train
+from ray.data import ExecutionOptions
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -11,7 +12,7 @@ from bintally.config import Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
 from bintally.model import build_model
 from data.args import ResourceArgs
-from data.ingest import TrainingRows
+from data.ingest import TrainingRows, sampling_of
 from train.loop import LoopConfig, train_loop
 
 DATA_CPUS = 1  # each running training needs a whole free CPU for its data tasks, or it waits for ever
@@ -89,12 +90,16 @@ def build_trainer(
         storage_path: absolute folder for runs.
         callback: hears of each epoch.
     """
-    loop = LoopConfig(recipe=recipe, num_train=rows.num_train, shuffle_locally=rows.in_memory)
+    feeds, plans = rows.feeds(recipe, num_workers=resources.num_workers, training=name)
+    num_train = sampling_of(recipe).epoch_size(rows.num_train)
+    loop = LoopConfig(recipe=recipe, num_train=num_train, train=feeds["train"], val=feeds["val"])
     return TorchTrainer(
         train_loop,
         train_loop_config=loop.pack(),
         scaling_config=ScalingConfig(num_workers=resources.num_workers, use_gpu=resources.use_gpu),
-        datasets={"train": rows.train, "val": rows.val},
+        datasets=plans,
+        # Without it, Ray splits by who is free, and the batches would depend on chance.
+        dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage_path),

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bintally.config import Recipe
 from bintally.errors import ConfigError
-from data.args import ResourceArgs
+from data.args import ReadArgs, ResourceArgs
 
 SEARCH_FILE: Final = "search.json"
 
@@ -46,6 +46,8 @@ class SearchConfig:
     """Points of the space to try."""
     resources: ResourceArgs
     """What one trial may use."""
+    read: ReadArgs
+    """How the bucket is read."""
 
     def __post_init__(self) -> None:
         if self.num_trials < 1:

@@ -42,8 +42,9 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         check_fits(point, config.resources, len(splits["train"]))  # before Ray starts; again when the rows are known
     with ray_session(config.resources.num_cpus):
         at_once = min(trainings_at_once(cluster_resources(), config.resources), config.num_trials)
-        ledger = DropLedger.start()
-        rows = load_training_rows(splits, config.recipe.data, ledger, seed=config.recipe.seed)
+        num_ids = len(splits["train"]) + len(splits["val"])
+        ledger = DropLedger.start(max_faults=config.read.max_faults(num_ids))
+        rows = load_training_rows(splits, config.recipe, ledger, stream=config.read.stream)
         for point in config.points():
             check_fits(point, config.resources, rows.num_train)
         tuner = _build_tuner(config, rows, run_dir, at_once, resume=resume)
@@ -68,11 +69,9 @@ def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_onc
         recipe=config.recipe,
         resources=config.resources,
         storage_path=run_dir / "trials",
-        num_train=rows.num_train,
-        in_memory=rows.in_memory,
     )
     trainable = ray_tune.with_resources(
-        ray_tune.with_parameters(run_trial, setup=setup, train=rows.train, val=rows.val),
+        ray_tune.with_parameters(run_trial, setup=setup, rows=rows),
         # No CPU: the drivers would eat the whole CPUs that Ray Data waits for.
         {"node:__internal_head__": 0.001},
     )

@@ -16,7 +16,7 @@ import tyro
 from bintally.cli import readable_errors
 from bintally.errors import ConfigError
 from bintally.recipes import get_recipe
-from data.args import ModelArgs, ResourceArgs, SourceArgs, new_run_dir
+from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
 from tune.config import SearchConfig, SearchSpace, read_search, write_search
 
 
@@ -36,12 +36,17 @@ class SearchArgs:
     """Global batch sizes to choose among."""
     seed: int | None = None
     """Seeds the points, the weights and the order of the rows. Default: the recipe's."""
+    epoch_fraction: float | None = None
+    """Share of the training rows that one epoch visits, a fresh one each epoch. Default: the recipe's."""
+    balanced: bool = False
+    """Visit every count equally often."""
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/."""
     resume: bool = False
     """Go on with the search in --run-dir, as it was started; the other flags have no meaning then."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
+    read: tyro.conf.OmitArgPrefixes[ReadArgs] = field(default_factory=ReadArgs)
     resources: tyro.conf.OmitArgPrefixes[ResourceArgs] = field(default_factory=ResourceArgs)
 
     def resolve(self) -> SearchConfig:
@@ -57,11 +62,14 @@ class SearchArgs:
         recipe = self.model.apply(self.bucket.apply(get_recipe(self.recipe)))
         max_epochs = recipe.max_epochs if self.max_epochs is None else self.max_epochs
         seed = recipe.seed if self.seed is None else self.seed
+        fraction = recipe.epoch_fraction if self.epoch_fraction is None else self.epoch_fraction
+        balanced = self.balanced or recipe.balanced
         return SearchConfig(
-            recipe=replace(recipe, max_epochs=max_epochs, seed=seed),
+            recipe=replace(recipe, max_epochs=max_epochs, seed=seed, epoch_fraction=fraction, balanced=balanced),
             space=SearchSpace(lr=self.lr, batch_sizes=self.batch_sizes),
             num_trials=self.num_trials,
             resources=self.resources,
+            read=self.read,
         )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
-from ray.data import Dataset
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from bintally.config import Recipe
@@ -24,14 +23,11 @@ class TrialSetup:
     recipe: Recipe
     resources: ResourceArgs
     storage_path: Path
-    num_train: int
-    in_memory: bool
 
 
-def run_trial(point: dict[str, Any], *, setup: TrialSetup, train: Dataset, val: Dataset) -> None:
+def run_trial(point: dict[str, Any], *, setup: TrialSetup, rows: TrainingRows) -> None:
     """Train the shared recipe at one point of the search space; reports each epoch to Tune."""
     recipe = setup.recipe.with_optim(lr=point["lr"], global_batch_size=point["global_batch_size"])
-    rows = TrainingRows(train=train, val=val, num_train=setup.num_train, in_memory=setup.in_memory)
     build_trainer(
         recipe,
         rows,

@@ -1,0 +1,147 @@
+"""Ids to labelled, undecoded photos: two GETs per bin, both under way together.
+
+A block is an Arrow table with the columns id, position, count and photo (the bytes of the file): small beside decoded
+rows, so that forming exact batches moves little.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from bintally.batch import COUNT, ID, POSITION
+from bintally.config import DataConfig
+from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
+from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket, open_bucket
+from data.drops import DropLedger
+from data.labels import parse_record
+
+MAX_IN_FLIGHT: Final = 128  # GETs under way per task; hides latency, stays far below S3's request limits
+PHOTO: Final = "photo"
+
+FetchedBin = tuple[bytes | None, bytes | None] | SourceUnreachableError
+"""(record, photo), None for an object that does not exist; or why neither came."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchSpec:
+    """What a task needs to know to fetch any id."""
+
+    data: DataConfig
+    ledger: DropLedger
+    """Hears of every dropped id."""
+
+
+def fetch_block(spec: FetchSpec, ids: Sequence[str], first: int, counts: Sequence[int] | None = None) -> pa.Table:
+    """Fetch and label ids that follow each other in the epoch's order; report those that cannot be used.
+
+    Args:
+        spec: where from.
+        ids: bins to fetch.
+        first: position of the first one.
+        counts: labels that replace those of the records, which are not fetched then.
+
+    Raises:
+        AccessDeniedError: an object may not be read; that is no matter of one row.
+        SourceUnreachableError: nothing of the whole block could be fetched.
+    """
+    fetched = asyncio.run(fetch_bins(open_bucket(spec.data), ids, with_records=counts is None))
+    if ids and all(isinstance(one, SourceUnreachableError) for one in fetched):
+        raise SourceUnreachableError(f"none of {len(ids)} bins could be fetched; the first: {fetched[0]}")
+    rows: list[tuple[str, int, int, bytes]] = []
+    drops: dict[str, str] = {}
+    for number, (bin_id, one) in enumerate(zip(ids, fetched, strict=True)):
+        try:
+            count, photo = read_bin(one, spec.data.max_count, None if counts is None else counts[number])
+            rows.append((bin_id, first + number, count, photo))
+        except RowError as error:
+            drops[bin_id] = error.reason
+    if drops:
+        spec.ledger.record(drops)
+    return _to_table(rows)
+
+
+async def fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool = True) -> list[FetchedBin]:
+    """Record and photo of each id, in the order of the ids, MAX_IN_FLIGHT requests at a time.
+
+    Args:
+        bucket: where from.
+        ids: bins to fetch.
+        with_records: without, the record is given as empty bytes.
+
+    Raises:
+        AccessDeniedError: an object may not be read.
+    """
+    slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+
+    async def get(key: str) -> bytes | None:
+        async with slots:
+            return await bucket.get(key)
+
+    async def fetch(bin_id: str) -> FetchedBin:
+        photo_key = f"{IMAGE_PREFIX}/{bin_id}.jpg"
+        try:
+            if not with_records:
+                return b"", await get(photo_key)
+            record, photo = await asyncio.gather(get(f"{LABEL_PREFIX}/{bin_id}.json"), get(photo_key))
+        except SourceUnreachableError as error:
+            return error
+        return record, photo
+
+    return await asyncio.gather(*map(fetch, ids))
+
+
+def read_bin(fetched: FetchedBin, max_count: int, count: int | None = None) -> tuple[int, bytes]:
+    """Count and undecoded photo of a fetched bin.
+
+    Args:
+        fetched: what came.
+        max_count: the last count that is not filtered out.
+        count: a label that replaces the record's.
+
+    Raises:
+        RowError: the bin cannot be used, or holds more than max_count items.
+    """
+    if isinstance(fetched, SourceUnreachableError):
+        raise RowError("fetch_failed", str(fetched))
+    record, photo = fetched
+    if record is None:
+        raise LabelError("missing_label")
+    if photo is None:
+        raise ImageError("missing_image")
+    label = parse_record(record).expected_quantity if count is None else count
+    if label > max_count:
+        raise RowError("count_above_max", str(label))
+    return label, photo
+
+
+def _to_table(rows: list[tuple[str, int, int, bytes]]) -> pa.Table:
+    ids, positions, counts, photos = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return pa.table(
+        {
+            ID: pa.array(ids, pa.string()),
+            POSITION: pa.array(positions, pa.int64()),
+            COUNT: pa.array(counts, pa.int64()),
+            PHOTO: _binary(photos),
+        }
+    )
+
+
+def _binary(values: Iterable[bytes]) -> pa.LargeBinaryArray:
+    """One copy of the bytes; `pa.array` would make several as it grows."""
+    values = tuple(values)
+    offsets = np.zeros(len(values) + 1, np.int64)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
+    )
+
+
+def photos_of(table: pa.Table) -> Iterator[bytes]:
+    """The photos of a block, one after the other."""
+    for chunk in table[PHOTO].chunks:
+        for photo in chunk:
+            yield photo.as_py()
