@@ -15,12 +15,12 @@ from ray.exceptions import RayError
 from bintally.batch import COUNT
 from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
-from data.bucket import LISTING_RETRIES, open_bucket
 from data.drops import DropLedger
+from data.ids import choose_ids
 from data.pipeline import stream_rows
 from data.progress import say
 from data.session import unwrap
-from data.split import Split, is_padded, sample_ids, split_ids
+from data.split import Split, split_ids
 
 MEMORY_SHARE: Final = 0.4  # of the object store; the rest is for batches on their way
 
@@ -38,20 +38,14 @@ class TrainingRows:
 
 
 def list_splits(data: DataConfig) -> dict[Split, list[str]]:
-    """List the bucket and split its ids; needs no Ray, so that a wrong source is told at once.
+    """Choose the ids and split them; needs no Ray, so that a wrong source is told at once.
 
     Raises:
         SourceError: the bucket cannot be listed or holds no bins.
+        ConfigError: `ids` of the config gives none.
     """
-    say(f"listing {data.source}")
-    ids = open_bucket(data, max_retries=LISTING_RETRIES).list_ids(on_progress=_say_listed)
-    padded = [bin_id for bin_id in ids if is_padded(bin_id)]
-    # A bucket without any padded key is no ABID; then its keys are all there is.
-    chosen = sample_ids(padded or ids, data.max_images)
-    splits = split_ids(chosen)
-    sizes = ", ".join(f"{split} {len(members):,}" for split, members in splits.items())
-    left_out = f" ({len(ids) - len(padded):,} un-padded keys left out)" if padded and len(padded) < len(ids) else ""
-    say(f"{len(chosen):,} ids{left_out}: {sizes}")
+    splits = split_ids(choose_ids(data))
+    say(", ".join(f"{split} {len(members):,}" for split, members in splits.items()))
     return splits
 
 
@@ -95,8 +89,3 @@ def count_mix(rows: Dataset) -> dict[int, int]:
     for batch in rows.select_columns([COUNT]).iter_batches(batch_size=4096):
         counts.update(batch[COUNT].tolist())
     return dict(sorted(counts.items()))
-
-
-def _say_listed(num_ids: int) -> None:
-    if num_ids % 50_000 == 0:
-        say(f"  {num_ids:,} ids so far")
