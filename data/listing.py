@@ -75,7 +75,7 @@ class Listing:
     def _add(self, keys: Iterable[str]) -> None:
         start, end = len(self.folder) + 1, -len(self.suffix)
         names = (key[start:end] for key in keys if key.endswith(self.suffix))
-        self.names.update(name for name in names if "/" not in name)
+        self.names.update(name for name in names if name and "/" not in name)
         self.on_progress(len(self.names))
 
 
