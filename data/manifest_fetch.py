@@ -51,6 +51,7 @@ class Fetch:
         finally:
             work.cancel()
             clock.cancel()
+            await asyncio.gather(work, clock, return_exceptions=True)
             self._write_part()
 
     async def _fetch_many(self, waiting: Iterator[str]) -> None:

@@ -15,22 +15,20 @@ from typing import Final, TypeVar
 
 from obstore.exceptions import GenericError
 
-from bintally.errors import SourceUnreachableError
-
 MAX_ATTEMPTS: Final = 5
 FIRST_WAIT_S: Final = 0.05  # doubles with each attempt: 0.75 s in all
 GIVE_UP_S: Final = 120.0
 
 # What obstore has retried already, and what will not change: any 4xx but 416, which answers a resumed range.
-_FINAL: Final = re.compile(r"after \d+ retries|status code: (?!416)4\d\d\b")
+_FINAL: Final = re.compile(r"after \d+ retries(?!.*status code: 416)|status code: (?!416)4\d\d\b", re.DOTALL)
 _MD5: Final = re.compile(r'"([0-9a-f]{32})"')
 _ENDS: Final = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of every whole JPEG and PNG
 
 _Answer = TypeVar("_Answer")
 
 
-class BrokenBodyError(SourceUnreachableError):
-    """A body is not the whole object."""
+class BrokenBodyError(OSError):
+    """A body is not the whole object; `Bucket` turns it into a SourceUnreachableError as it does any OSError."""
 
 
 async def insist(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
