@@ -83,9 +83,9 @@ def test_every_object_comes_whole_through_all_faults(folder: Path, objects: dict
 @pytest.mark.parametrize("rates", ALL_RATES, ids=lambda rates: next(iter(rates)))
 def test_a_server_that_does_nothing_else_is_given_up_in_time(folder: Path, rates: dict[str, float]) -> None:
     started = time.monotonic()
-    with serve_folder(folder, faults=Faults(**rates)) as (url, _):  # type: ignore[arg-type]
-        with pytest.raises(SourceUnreachableError, match="s3://bins at http"):
-            asyncio.run(impatient(url, max_retries=1, read_timeout_s=0.1).get("metadata/00050.json"))
+    faults = Faults(**rates)  # type: ignore[arg-type]
+    with serve_folder(folder, faults=faults) as (url, _), pytest.raises(SourceUnreachableError, match="s3://bins at "):
+        asyncio.run(impatient(url, max_retries=1, read_timeout_s=0.1).get("metadata/00050.json"))
     assert time.monotonic() - started < 10
 
 
