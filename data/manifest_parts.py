@@ -60,12 +60,10 @@ class Parts:
             ConfigError: somebody writes there, it is of other bins, the target is done, or nothing can be written.
         """
         folder = target.with_name(f"{target.name}.parts")
-        if target.exists() and not folder.exists():
-            raise ConfigError(f"out {target} exists already: delete it, or choose another name")
         parts = cls(target, folder)
         with _lock(folder):
-            parts._begin(of)
             try:
+                parts._begin(of)
                 yield parts
             finally:
                 if folder.exists() and not parts._paths():  # nothing to go on with, nothing to be refused for
@@ -104,8 +102,11 @@ class Parts:
         return dict(reasons.most_common())
 
     def remove(self) -> None:
-        """Delete the folder once the manifest needs it no more."""
-        shutil.rmtree(self.folder)
+        """Delete the folder once the manifest needs it no more; a kill leaves all of it or nothing to go on with."""
+        trash = self.folder.with_name(f"{self.folder.name}.old")
+        shutil.rmtree(trash, ignore_errors=True)
+        self.folder.rename(trash)
+        shutil.rmtree(trash)
 
     def _begin(self, of: dict[str, Any]) -> None:
         for leftover in self.folder.glob("*.tmp"):
@@ -113,6 +114,8 @@ class Parts:
         path = self.folder / "begun.json"
         if self._paths():
             _check_same(json.loads(path.read_text()), of, self.folder)
+        elif self.target.exists():
+            raise ConfigError(f"out {self.target} exists already: delete it, or choose another name")
         else:
             path.write_text(json.dumps(of, indent=2) + "\n")
 

@@ -19,7 +19,7 @@ import pytest
 from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, ConfigError, SourceNotFoundError, SourceUnreachableError
 from data.ids import choose_ids
-from data.manifest import ManifestArgs, write_manifest
+from data.manifest import BEGUN_WITH, ManifestArgs, write_manifest
 from data.manifest_fetch import Progress, label_row
 from data.manifest_parts import Parts
 
@@ -271,6 +271,29 @@ def test_a_manifest_is_not_overwritten(bucket_dir: Callable[..., Path], tmp_path
     with pytest.raises(ConfigError, match="exists already"):
         write_manifest(args_of(bucket_dir({"00001": 1}), tmp_path / "m.parquet"))
     assert (tmp_path / "m.parquet").read_bytes() == b"precious"
+    assert not (tmp_path / "m.parquet.parts").exists()
+
+
+def test_an_empty_folder_of_parts_does_not_make_it_less_precious(
+    bucket_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "m.parquet").write_bytes(b"precious")
+    (tmp_path / "m.parquet.parts").mkdir()
+    with pytest.raises(ConfigError, match="exists already"):
+        write_manifest(args_of(bucket_dir({"00001": 1}), tmp_path / "m.parquet"))
+
+
+def test_a_kill_after_the_last_row_costs_nothing(records: StartRecords, tmp_path: Path) -> None:
+    """The target is there, and the parts are, too."""
+    answers, args = records(tmp_path / "m.parquet", 50)
+    with Parts.open(args.out, {name: getattr(args, name) for name in BEGUN_WITH}) as parts:
+        parts.add([label_row(f"{number:05d}", RECORD) for number in range(1, 51)])
+    args.out.write_bytes(b"whole, or half of it")
+    (tmp_path / "m.parquet.parts.old").mkdir()  # a kill in the middle of deleting
+    write_manifest(args)
+    assert len(rows_of(args.out)) == 50
+    assert answers.asked.total() == 0
+    assert list(tmp_path.iterdir()) == [args.out]
 
 
 @pytest.mark.parametrize("change", [{"source": "file:///elsewhere"}, {"ids": "range:1-9"}, {"unpadded": True}])
