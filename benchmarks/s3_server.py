@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
     def _send(self, packet: bytes, fault: Fault | None = None) -> None:
         if not self._transport or self._transport.is_closing():
             return
-        if fault in (None, Fault.SLOW_DOWN, Fault.WRONG_LENGTH):  # the packet itself is the fault
+        if fault is None or fault in (Fault.SLOW_DOWN, Fault.WRONG_LENGTH):  # these two are in the packet
             self._transport.write(packet)
             return
         cut = (packet.index(b"\r\n\r\n") + 4 + len(packet)) // 2
@@ -137,16 +137,21 @@ class Connection(asyncio.Protocol):
         method, target, _ = request.split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         fault = self._plan.next_fault(target) if self._plan else None
-        if fault is Fault.SLOW_DOWN:
-            answer = _error("503 Slow Down", "SlowDown")
-        else:
-            answer = answer_request(self._folder, self._bucket, method, target, headers.get("range"))
-        if fault is Fault.WRONG_LENGTH:
-            answer = replace(answer, headers=answer.headers | {"Content-Length": str(len(answer.body) // 2)})
+        answer = answer_request(self._folder, self._bucket, method, target, headers.get("range"))
+        if fault is not None:
+            answer = _spoil(answer, fault)
         fields = {"Content-Length": str(len(answer.body)), "Accept-Ranges": "bytes", **answer.headers}
         top = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         packet = f"HTTP/1.1 {answer.status}\r\n{top}\r\n".encode() + (b"" if method == "HEAD" else answer.body)
         return packet, fault
+
+
+def _spoil(answer: Answer, fault: Fault) -> Answer:
+    if fault is Fault.SLOW_DOWN:
+        return _error("503 Slow Down", "SlowDown")
+    if fault is Fault.WRONG_LENGTH:
+        return replace(answer, headers=answer.headers | {"Content-Length": str(len(answer.body) // 2)})
+    return answer
 
 
 def answer_request(folder: Folder, bucket: str, method: str, target: str, wanted_range: str | None) -> Answer:
