@@ -5,6 +5,7 @@ streamed from the bucket anew in each epoch, in another order.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,13 +15,13 @@ from ray.exceptions import RayError
 
 from bintally.batch import COUNT
 from bintally.config import DataConfig
-from bintally.errors import NoUsableRowsError
+from bintally.errors import ConfigError, NoUsableRowsError
 from data.drops import DropLedger
 from data.ids import choose_ids
 from data.pipeline import stream_rows
 from data.progress import say
 from data.session import unwrap
-from data.split import Split, split_ids
+from data.split import Split, make_splitter, split_ids
 
 MEMORY_SHARE: Final = 0.4  # of the object store; the rest is for batches on their way
 
@@ -37,16 +38,35 @@ class TrainingRows:
     """Whether the rows lie in the object store."""
 
 
-def list_splits(data: DataConfig) -> dict[Split, list[str]]:
+def list_splits(data: DataConfig, *, needed: Iterable[Split] = ("train", "val")) -> dict[Split, list[str]]:
     """Choose the ids and split them; needs no Ray, so that a wrong source is told at once.
+
+    Args:
+        data: which bins, and how they are split.
+        needed: splits that may not be empty.
 
     Raises:
         SourceError: the bucket cannot be listed or holds no bins.
-        ConfigError: `ids` of the config gives none.
+        ConfigError: a needed split is empty, `ids` gives no id, or the official lists cannot be read.
     """
-    splits = split_ids(choose_ids(data))
-    say(", ".join(f"{split} {len(members):,}" for split, members in splits.items()))
+    splitter = make_splitter(data)
+    chosen = choose_ids(data)
+    splits = split_ids(chosen, splitter)
+    say(f"split by {data.split_by}: {describe_splits(splits, len(chosen))}")
+    for split in needed:
+        if not splits[split]:
+            raise ConfigError(
+                f"the {split} split is empty ({describe_splits(splits, len(chosen))}): split_by {data.split_by} needs "
+                "more ids here; change ids, max_images or split_by"
+            )
     return splits
+
+
+def describe_splits(splits: dict[Split, list[str]], num_ids: int) -> str:
+    """How many ids are in each split, and how many of all are in none."""
+    sizes = ", ".join(f"{split} {len(members):,}" for split, members in splits.items())
+    num_unlisted = num_ids - sum(map(len, splits.values()))
+    return sizes + (f", {num_unlisted:,} not on the official lists" if num_unlisted else "")
 
 
 def load_training_rows(

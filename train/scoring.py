@@ -51,8 +51,9 @@ def evaluate(
 
     Raises:
         SourceError: the bucket cannot be read, or the split has no usable row.
+        ConfigError: the split has no id.
     """
-    ids = list_splits(data)[split]
+    ids = list_splits(data, needed=(split,))[split]
     with ray_session(num_cpus):
         ledger = DropLedger.start()
         say(f"scoring version {checkpoint.version} on the {split} split")
@@ -72,7 +73,8 @@ def evaluate(
     if not predictions:
         raise NoUsableRowsError(f"no usable row in the {split} split of {data.source}; {format_table(drops, len(ids))}")
     say(format_table(drops, len(ids)))
-    summary = tally.summary() | {"split": split, "source": data.source, "model_version": checkpoint.version}
+    origin = {"split": split, "split_by": data.split_by, "source": data.source, "model_version": checkpoint.version}
+    summary = tally.summary() | origin
     _write(run_dir, summary, predictions, drops)
     plot_confusion(tally.confusion.numpy(), run_dir / "confusion.png", title=_headline(summary))
     answers = [(one.expected, one.counted, float(one.probabilities.max())) for one in predictions[:SHEET_SIZE]]

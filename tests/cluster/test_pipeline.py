@@ -127,7 +127,7 @@ def test_a_source_without_a_usable_row_is_refused_with_the_drop_table(tmp_path: 
         (tmp_path / folder).mkdir()
     for number in range(1, 41):
         (tmp_path / "bin-images" / f"{number:05d}.jpg").write_bytes(b"<html>")
-        (tmp_path / "metadata" / f"{number:05d}.json").write_text('{"EXPECTED_QUANTITY": 1}')
-    data = DataConfig(source=f"file://{tmp_path}", image_size=32)
+        (tmp_path / "metadata" / f"{number:05d}.json").write_text('{"BIN_FCSKU_DATA": {}, "EXPECTED_QUANTITY": 0}')
+    data = DataConfig(source=f"file://{tmp_path}", image_size=32, split_by="hash")
     with pytest.raises(NoUsableRowsError, match="not_an_image"):
         load_training_rows(list_splits(data), data, DropLedger.start(), seed=0)

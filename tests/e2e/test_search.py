@@ -90,7 +90,7 @@ def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
         rows = list(csv.DictReader(file))
     assert summary["num_images"] == len(rows) > 30
     assert summary["accuracy"] == sum(row["expected"] == row["counted"] for row in rows) / len(rows)
-    assert summary["source"] == source
+    assert (summary["source"], summary["split_by"]) == (source, "grouped")
     for picture in ("confusion.png", "sheet.png"):
         assert (found / "scored" / picture).stat().st_size > 5_000
 

@@ -66,6 +66,21 @@ def bucket_dir(tmp_path: Path, photo: Callable[..., bytes]) -> Callable[..., Pat
 
 
 @pytest.fixture
+def write_lists(tmp_path: Path) -> Callable[[dict[str, int], dict[str, int]], str]:
+    """`write_lists({id: count}, {id: count})`: a folder with the challenge's training and validation list."""
+
+    def write(train: dict[str, int], val: dict[str, int]) -> str:
+        folder = tmp_path / "lists"
+        folder.mkdir()
+        for name, counts in (("train", train), ("val", val)):
+            rows = [[int(bin_id) - 1, count] for bin_id, count in counts.items()]
+            (folder / f"counting_{name}.json").write_text(json.dumps(rows))
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture
 def s3_server() -> Iterator[Callable[[Callable[[str], Answer]], str]]:
     """`s3_server(answer)`: the endpoint of a server that gives `answer(path)`, a status and a body, to each GET."""
     servers: list[ThreadingHTTPServer] = []

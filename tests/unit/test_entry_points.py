@@ -1,5 +1,6 @@
 """The commands, as a user starts them: from any folder, without PYTHONPATH, with good and bad flags."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("data/manifest.py", "data/synthetic.py", "train/fit.py", "train/evaluate.py", "tune/search.py", "demo.py")
+SCRIPTS = (
+    "data/manifest.py",
+    "data/synthetic.py",
+    "data/leaks.py",
+    "train/fit.py",
+    "train/evaluate.py",
+    "tune/search.py",
+    "demo.py",
+)
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}
 
 
@@ -38,6 +47,8 @@ def test_help_comes_without_heavy_imports_and_leaves_nothing(script: str, tmp_pa
         ("data/manifest.py", ["--out", "m.csv"], "out must be a .parquet file"),
         ("data/manifest.py", ["--out", "m.parquet", "--ids", "some"], "ids"),
         ("data/manifest.py", ["--out", "m.parquet", "--max-failed", "1.5"], "max_failed"),
+        ("data/leaks.py", ["--max-count", "0"], "max_count"),
+        ("data/leaks.py", ["--split-by", "official"], "labels"),
         ("train/fit.py", ["--max-count", "0"], "max_count"),
         ("train/fit.py", ["--source", "gs://bucket"], "source"),
         ("train/fit.py", ["--recipe", "smoek"], "smoek"),
@@ -63,6 +74,7 @@ def test_a_value_that_makes_no_sense_is_one_line(script: str, flags: list[str], 
     [
         ("data/synthetic.py", ["--out", "bins", "--num-bins", "many"]),
         ("data/manifest.py", ["--out", "m.parquet", "--max-failed", "few"]),
+        ("data/leaks.py", ["--max-images", "many"]),
         ("train/fit.py", ["--max-epochs", "1.5"]),
         ("train/evaluate.py", []),
         ("train/evaluate.py", ["--checkpoint", "x", "--split", "tset"]),
@@ -86,6 +98,26 @@ def test_a_refused_fit_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_refused_evaluation_leaves_no_folder(tmp_path: Path) -> None:
     run("train/evaluate.py", "--checkpoint", "absent", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_leaks_are_told_of_a_bucket(synthetic_bucket: Path, tmp_path: Path) -> None:
+    done = run("data/leaks.py", "--source", f"file://{synthetic_bucket}", "--run-dir", "leaks", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert {path.name for path in (tmp_path / "leaks").iterdir()} == {"leaks.json", "leaks.html"}
+    splits = json.loads((tmp_path / "leaks" / "leaks.json").read_text())["splits"]
+    for name, one in splits.items():
+        assert f"  {name} " in done.stdout
+        assert all(part["num_sure"] <= part["num_siblings"] <= part["num_images"] for part in (one["val"], one["test"]))
+    assert splits["hash"]["test"]["num_siblings"] > splits["grouped"]["test"]["num_siblings"]
+    assert splits["grouped, records known"]["test"]["num_siblings"] == 0
+
+
+def test_leaks_need_readable_lists(synthetic_bucket: Path, tmp_path: Path) -> None:
+    flags = ("--source", f"file://{synthetic_bucket}", "--labels", "absent", "--run-dir", "leaks")
+    done = run("data/leaks.py", *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"error: labels: there is no counting_train.json in {tmp_path}/absent\n"
 
 
 def test_the_demo_ends_with_the_exit_code_of_the_step_that_failed(tmp_path: Path) -> None:
