@@ -3,20 +3,32 @@
     python benchmarks/s3_server.py --folder /tmp/bins --latency-ms 30
 
 GET with Range, HEAD and ListObjectsV2 with prefix, delimiter and pages; path-style addresses; nobody is asked for a
-signature. The folder is listed once, at the start. Bodies come from memory, up to a limit.
+signature. The folder is listed once, at the start. Bodies come from memory, up to a limit. With rates above 0 it also
+misbehaves on purpose, see benchmarks/parts/faults.py:
+
+    python benchmarks/s3_server.py --folder /tmp/bins --slow-down-rate 0.1 --stall-rate 0.01
 """
 
 import asyncio
 import hashlib
+import socket
+import struct
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+import tyro
+
+from benchmarks.parts.faults import Fault, FaultPlan, Faults
+
+# SO_LINGER of 0 seconds: closing the socket sends a reset instead of a clean end.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +47,7 @@ class ServerArgs:
     """Bodies kept in memory."""
     quick: bool = False
     """Stop as soon as it listens; `make bench` gives this flag to every script here."""
+    faults: tyro.conf.OmitArgPrefixes[Faults] = field(default_factory=Faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +94,8 @@ class Folder:
 class Connection(asyncio.Protocol):
     """One kept-alive connection; requests have no body and are answered in order, each after the latency."""
 
-    def __init__(self, folder: Folder, bucket: str, latency_s: float) -> None:
-        self._folder, self._bucket, self._latency_s = folder, bucket, latency_s
+    def __init__(self, folder: Folder, bucket: str, latency_s: float, plan: FaultPlan | None = None) -> None:
+        self._folder, self._bucket, self._latency_s, self._plan = folder, bucket, latency_s, plan
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
@@ -96,24 +109,49 @@ class Connection(asyncio.Protocol):
         self._buffer += data
         while b"\r\n\r\n" in self._buffer:
             head, self._buffer = self._buffer.split(b"\r\n\r\n", 1)
-            packet = self._answer(head.decode("latin-1"))
+            packet, fault = self._answer(head.decode("latin-1"))
             if self._latency_s:
-                asyncio.get_running_loop().call_later(self._latency_s, self._send, packet)
+                asyncio.get_running_loop().call_later(self._latency_s, self._send, packet, fault)
             else:
-                self._send(packet)
+                self._send(packet, fault)
 
-    def _send(self, packet: bytes) -> None:
-        if self._transport and not self._transport.is_closing():
+    def _send(self, packet: bytes, fault: Fault | None = None) -> None:
+        if not self._transport or self._transport.is_closing():
+            return
+        if fault is None or fault in (Fault.SLOW_DOWN, Fault.WRONG_LENGTH):  # these two are in the packet
             self._transport.write(packet)
+            return
+        cut = (packet.index(b"\r\n\r\n") + 4 + len(packet)) // 2
+        self._transport.write(packet[:cut])
+        if fault is Fault.STALL:
+            assert self._plan is not None
+            asyncio.get_running_loop().call_later(self._plan.faults.stall_s, self._send, packet[cut:])
+        elif fault is Fault.RESET:
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._transport.abort()
+        else:
+            self._transport.close()
 
-    def _answer(self, head: str) -> bytes:
+    def _answer(self, head: str) -> tuple[bytes, Fault | None]:
         request, *lines = head.split("\r\n")
         method, target, _ = request.split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        fault = self._plan.next_fault(target) if self._plan else None
         answer = answer_request(self._folder, self._bucket, method, target, headers.get("range"))
+        if fault is not None:
+            answer = _spoil(answer, fault)
         fields = {"Content-Length": str(len(answer.body)), "Accept-Ranges": "bytes", **answer.headers}
         top = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        return f"HTTP/1.1 {answer.status}\r\n{top}\r\n".encode() + (b"" if method == "HEAD" else answer.body)
+        packet = f"HTTP/1.1 {answer.status}\r\n{top}\r\n".encode() + (b"" if method == "HEAD" else answer.body)
+        return packet, fault
+
+
+def _spoil(answer: Answer, fault: Fault) -> Answer:
+    if fault is Fault.SLOW_DOWN:
+        return _error("503 Slow Down", "SlowDown")
+    if fault is Fault.WRONG_LENGTH:
+        return replace(answer, headers=answer.headers | {"Content-Length": str(len(answer.body) // 2)})
+    return answer
 
 
 def answer_request(folder: Folder, bucket: str, method: str, target: str, wanted_range: str | None) -> Answer:
@@ -193,8 +231,9 @@ def _xml(status: str, text: str) -> Answer:
 async def serve(args: ServerArgs) -> None:
     """Serve until cancelled; prints the endpoint as soon as it listens."""
     folder = Folder(args.folder, args.cache_mb * 2**20)
+    plan = FaultPlan(args.faults) if any(rate for _, rate in args.faults.rates) else None
     server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(folder, args.bucket, args.latency_ms / 1000), "127.0.0.1", args.port
+        lambda: Connection(folder, args.bucket, args.latency_ms / 1000, plan), "127.0.0.1", args.port
     )
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     if not args.quick:
@@ -202,12 +241,13 @@ async def serve(args: ServerArgs) -> None:
 
 
 @contextmanager
-def s3_server(folder: Path, *, latency_ms: float = 0.0) -> Iterator[tuple[str, int]]:
+def s3_server(folder: Path, *, latency_ms: float = 0.0, faults: Faults | None = None) -> Iterator[tuple[str, int]]:
     """A server in a process of its own: its endpoint and process id."""
     import subprocess
     import sys
 
     command = [sys.executable, __file__, "--folder", str(folder), "--latency-ms", str(latency_ms)]
+    command += faults.to_flags() if faults else []
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -222,8 +262,6 @@ def s3_server(folder: Path, *, latency_ms: float = 0.0) -> Iterator[tuple[str, i
 
 def main() -> None:
     """Parse the command line and serve."""
-    import tyro
-
     asyncio.run(serve(tyro.cli(ServerArgs, description=__doc__)))
 
 

@@ -3,33 +3,35 @@
     bin-images/<id>.jpg    the photo
     metadata/<id>.json     its inventory record
 
-`s3://bucket[/prefix]` is read anonymously, `file:///folder` from disk. obstore retries 5xx, timeouts, resets and short
-bodies with backoff; what is left afterwards is told apart here.
+`s3://bucket[/prefix]` is read anonymously, or with the credentials of the environment if `signed`; `file:///folder`
+from disk; a test may give a `Bucket` any store, as obstore's MemoryStore. obstore retries 5xx, timeouts, resets and
+short bodies with backoff; `data.patience` asks again where it does not; what is left afterwards is told apart here.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
-from pathlib import Path
-from typing import Final
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Final
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore, S3Store
 
 from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, SourceNotFoundError, SourceUnreachableError
+from data.listing import Listing
+from data.patience import check_whole, insist
+from data.stores import LISTING_RETRIES, MAX_WAIT_S, READ_TIMEOUT_S, STREAM_RETRIES, open_folder, open_s3
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["IMAGE_PREFIX", "LABEL_PREFIX", "LISTING_RETRIES", "STREAM_RETRIES", "Bucket", "open_bucket"]
 
 IMAGE_PREFIX: Final = "bin-images"
 LABEL_PREFIX: Final = "metadata"
-
-# While streaming, patience is cheap; at the start a typo should not cost a minute.
-STREAM_RETRIES: Final = 10
-LISTING_RETRIES: Final = 5
 
 # A refused listing comes as obstore's generic error, whose text alone tells the status.
 _DENIED: Final = re.compile(r"non-2xx status code: (401|403)\b")
@@ -39,7 +41,7 @@ _DENIED: Final = re.compile(r"non-2xx status code: (401|403)\b")
 class Bucket:
     """A readable bucket."""
 
-    store: LocalStore | S3Store
+    store: "ObjectStore"
     where: str
     """The source and endpoint as the user knows them, for messages."""
 
@@ -54,12 +56,9 @@ class Bucket:
             AccessDeniedError: listing is forbidden.
             SourceUnreachableError: no answer after bounded retries.
         """
-        ids: list[str] = []
+        listing = Listing(store=self.store, folder=IMAGE_PREFIX, suffix=".jpg", on_progress=on_progress)
         with self.source_errors():
-            for page in obstore.list(self.store, prefix=IMAGE_PREFIX, chunk_size=1000):
-                paths = (Path(entry["path"]) for entry in page)
-                ids.extend(path.stem for path in paths if path.suffix == ".jpg")
-                on_progress(len(ids))
+            ids = asyncio.run(listing.read())
         if not ids:
             raise SourceNotFoundError(f"no {IMAGE_PREFIX}/*.jpg under {self.where}")
         return sorted(ids)
@@ -71,10 +70,14 @@ class Bucket:
             AccessDeniedError: the object may not be read.
             SourceUnreachableError: no whole answer after bounded retries.
         """
+
+        async def ask() -> bytes:
+            response = await obstore.get_async(self.store, key)
+            return check_whole(bytes(await response.bytes_async()), response.meta["e_tag"])
+
         with self.source_errors():
             try:
-                response = await obstore.get_async(self.store, key)
-                return bytes(await response.bytes_async())
+                return await insist(ask)
             except (FileNotFoundError, NotFoundError):
                 return None
 
@@ -95,41 +98,34 @@ class Bucket:
             raise SourceUnreachableError(f"{self.where} cannot be read: {_first_line(error)}") from None
 
 
-def open_bucket(data: DataConfig, *, max_retries: int = STREAM_RETRIES) -> Bucket:
+def open_bucket(
+    data: DataConfig,
+    *,
+    max_retries: int = STREAM_RETRIES,
+    max_wait_s: float = MAX_WAIT_S,
+    read_timeout_s: float = READ_TIMEOUT_S,
+) -> Bucket:
     """The bucket of a config; one client per process and configuration.
+
+    Args:
+        data: says where it lies.
+        max_retries: requests after the first, when an answer does not come.
+        max_wait_s: longest pause before one of them.
+        read_timeout_s: silence after which a request is made again.
 
     Raises:
         SourceNotFoundError: the folder of a file:// source does not exist.
+        ConfigError: requests are to be signed, and there are no credentials.
     """
-    return _open_bucket(data.source, data.endpoint_url, data.region, max_retries)
+    return _open_bucket(data, max_retries, max_wait_s, read_timeout_s)
 
 
 @lru_cache(maxsize=8)
-def _open_bucket(source: str, endpoint_url: str | None, region: str, max_retries: int) -> Bucket:
-    if source.startswith("file://"):
-        folder = Path(unquote(source.removeprefix("file://")))  # not urlsplit: # and ? are part of a folder's name
-        if not folder.is_dir():
-            raise SourceNotFoundError(f"{source}: there is no folder {folder}")
-        return Bucket(LocalStore(folder), source)
-    name, _, prefix = source.removeprefix("s3://").partition("/")
-    store = S3Store(
-        name,
-        prefix=prefix.strip("/") or None,
-        region=region,
-        endpoint=endpoint_url,
-        skip_signature=True,
-        client_options={"allow_http": True, "timeout": "30s", "connect_timeout": "5s"},
-        retry_config={
-            "max_retries": max_retries,
-            "retry_timeout": timedelta(seconds=120),
-            "backoff": {
-                "init_backoff": timedelta(milliseconds=100),
-                "max_backoff": timedelta(seconds=15),
-                "base": 2,
-            },
-        },
-    )
-    return Bucket(store, f"{source} at {endpoint_url or f'AWS {region}'}")
+def _open_bucket(data: DataConfig, max_retries: int, max_wait_s: float, read_timeout_s: float) -> Bucket:
+    if data.source.startswith("file://"):
+        return Bucket(open_folder(data.source), data.source)
+    store = open_s3(data, max_retries=max_retries, max_wait_s=max_wait_s, read_timeout_s=read_timeout_s)
+    return Bucket(store, f"{data.source} at {data.endpoint_url or f'AWS {data.region}'}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,8 +5,7 @@ are streamed from the bucket anew in each epoch. The batches are the same either
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import ray
@@ -16,81 +15,25 @@ from ray.exceptions import RayError
 from bintally.batch import PADDING
 from bintally.config import DataConfig, Recipe
 from bintally.errors import ConfigError, NoUsableRowsError, RowError
-from data.bucket import LISTING_RETRIES, open_bucket
+from data.bucket import open_bucket
 from data.clock import EpochClock
-from data.decode import Share
 from data.drops import DropLedger
-from data.feed import FeedSpec
 from data.fetch import FetchSpec
+from data.ids import choose_ids
 from data.official import listed_counts
-from data.order import Sampling
-from data.pipeline import EpochOrder, IdTable, stream_batches, stream_rows
+from data.pipeline import IdTable, stream_rows
 from data.progress import say
 from data.records import fetch_records
 from data.session import unwrap
-from data.split import Split, choose_ids, make_splitter, split_ids
+from data.split import Split, make_splitter, split_ids
 from data.stored import StoredRows
+from data.training_rows import SplitRows, TrainingRows
 
 MEMORY_SHARE: Final = 0.4  # of the object store; the rest is for batches on their way
-VAL_BATCH_FACTOR: Final = 4  # validation keeps no gradients, so larger batches fit
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitRows:
-    """The rows of one split: what to read, and the rows themselves if they are kept in memory."""
-
-    ids: IdTable
-    stored: StoredRows | None = None
-
-    def feed(
-        self, spec: FetchSpec, share: Share, sampling: Sampling | None = None, clock: EpochClock | None = None
-    ) -> tuple[FeedSpec, Dataset | None]:
-        """What a worker opens, and the plan that Ray Train has to split for it, if there is one."""
-        feed = FeedSpec(share=share, sampling=sampling, clock=clock, stored=self.stored)
-        if self.stored is not None:
-            return feed, None
-        return feed, stream_batches(self.ids, spec, EpochOrder(sampling=sampling, clock=clock), share)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingRows:
-    """The rows that trainings read. Can be sent to any process."""
-
-    train: SplitRows
-    val: SplitRows
-    spec: FetchSpec
-    clock: EpochClock
-    num_train: int
-    """Usable training rows; an upper bound while streaming, when counts are not known yet."""
-
-    def feeds(self, recipe: Recipe, *, num_workers: int, training: str) -> tuple[dict[str, FeedSpec], dict[str, Any]]:
-        """Feeds of one training by split, and the plans that Ray Train has to split among its workers.
-
-        Args:
-            recipe: batch size and sampling.
-            num_workers: that share each batch.
-            training: a name that no other training under the same clock has.
-        """
-        size = recipe.optim.global_batch_size
-        train_feed, train_plan = self.train.feed(
-            self.spec,
-            Share(global_batch_size=size, num_workers=num_workers),
-            sampling_of(recipe),
-            self.clock.of(training),
-        )
-        val_share = Share(global_batch_size=VAL_BATCH_FACTOR * size, num_workers=num_workers)
-        val_feed, val_plan = self.val.feed(self.spec, val_share)
-        plans = {"train": train_plan, "val": val_plan}
-        return {"train": train_feed, "val": val_feed}, {name: plan for name, plan in plans.items() if plan is not None}
-
-
-def sampling_of(recipe: Recipe) -> Sampling:
-    """How a recipe's epochs visit the training rows."""
-    return Sampling(seed=recipe.seed, epoch_fraction=recipe.epoch_fraction, balanced=recipe.balanced)
 
 
 def list_splits(data: DataConfig, *, needed: Iterable[Split] = ("train", "val")) -> dict[Split, list[str]]:
-    """List the bucket and split its ids; needs no Ray, so that a wrong source is told at once.
+    """Choose the ids and split them; needs no Ray, so that a wrong source is told at once.
 
     Args:
         data: which bins, and how they are split.
@@ -98,14 +41,12 @@ def list_splits(data: DataConfig, *, needed: Iterable[Split] = ("train", "val"))
 
     Raises:
         SourceError: the bucket cannot be listed or holds no bins.
-        ConfigError: a needed split is empty, or the official lists cannot be read.
+        ConfigError: a needed split is empty, `ids` gives no id, or the official lists cannot be read.
     """
     splitter = make_splitter(data)
-    say(f"listing {data.source}")
-    ids = open_bucket(data, max_retries=LISTING_RETRIES).list_ids(on_progress=_say_listed)
-    chosen = choose_ids(ids, data.max_images)
+    chosen = choose_ids(data)
     splits = split_ids(chosen, splitter)
-    say(f"{len(chosen):,} of {len(ids):,} ids, split by {data.split_by}: {describe_splits(splits, len(chosen))}")
+    say(f"split by {data.split_by}: {describe_splits(splits, len(chosen))}")
     for split in needed:
         if not splits[split]:
             raise ConfigError(
@@ -203,8 +144,3 @@ def count_mix(counts: np.ndarray) -> dict[int, int]:
     """Number of rows by count."""
     values, numbers = np.unique(counts[counts != PADDING], return_counts=True)
     return dict(zip(values.tolist(), numbers.tolist(), strict=True))
-
-
-def _say_listed(num_ids: int) -> None:
-    if num_ids % 50_000 == 0:
-        say(f"  {num_ids:,} ids so far")

@@ -9,13 +9,14 @@ from typing import Final
 
 from bintally.config import DataConfig, SplitBy
 from bintally.errors import NoUsableRowsError, RowError
-from data.bucket import LISTING_RETRIES, open_bucket
+from data.bucket import open_bucket
+from data.ids import choose_ids
 from data.leak_page import render_page
 from data.official import listed_counts
 from data.progress import say
 from data.records import fetch_records
 from data.siblings import Leak, find_leaks, split_by_runs
-from data.split import Splitter, choose_ids, make_splitter, split_ids
+from data.split import Splitter, make_splitter, split_ids
 
 PROGRESS_S: Final = 5.0
 BY_RUNS: Final = "grouped, records known"
@@ -59,11 +60,10 @@ def measure_leaks(data: DataConfig) -> LeakReport:
 
     Raises:
         SourceError: the bucket cannot be read or has no usable record.
-        ConfigError: the official lists cannot be read.
+        ConfigError: the official lists cannot be read, or `ids` gives no id.
     """
     splitters: dict[str, Splitter] = {rule: make_splitter(replace(data, split_by=rule)) for rule in _rules(data)}
-    say(f"listing {data.source}")
-    ids = choose_ids(open_bucket(data, max_retries=LISTING_RETRIES).list_ids(), data.max_images)
+    ids = choose_ids(data)
     records = read_records(data, ids)
     counts = records.counts if data.labels is None else listed_counts(ids, data.labels)
     used = [bin_id for bin_id in ids if counts.get(bin_id, data.max_count + 1) <= data.max_count]

@@ -85,14 +85,6 @@ def official_split(bin_id: str, lists: OfficialLists) -> Split | None:
     return "val" if grouped_split(bin_id) == "val" else "train"
 
 
-def choose_ids(listed: list[str], limit: int | None) -> list[str]:
-    """The ids to use of a bucket's: padded ones, at most `limit` of them, sorted.
-
-    A bucket without any padded id is no ABID; then its ids are all there is.
-    """
-    return sample_ids([bin_id for bin_id in listed if is_padded(bin_id)] or listed, limit)
-
-
 def sample_ids(ids: list[str], limit: int | None) -> list[str]:
     """At most `limit` ids, chosen by a stable hash, sorted; a larger limit keeps what a smaller one chose."""
     if limit is None or limit >= len(ids):

@@ -12,7 +12,7 @@ from bintally.config import Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
 from bintally.model import build_model
 from data.args import ResourceArgs
-from data.ingest import TrainingRows, sampling_of
+from data.training_rows import TrainingRows, sampling_of
 from train.loop import LoopConfig, train_loop
 
 DATA_CPUS = 1  # each running training needs a whole free CPU for its data tasks, or it waits for ever

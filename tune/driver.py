@@ -12,9 +12,10 @@ from ray.tune.search import BasicVariantGenerator
 from bintally.config import write_recipe
 from bintally.errors import RunError
 from data.drops import DropLedger
-from data.ingest import TrainingRows, list_splits, load_training_rows
+from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session
+from data.training_rows import TrainingRows
 from train.run import describe, keep_checkpoint
 from train.trainer import check_fits, check_model, cluster_resources, trainings_at_once
 from tune.callbacks import KeepRungs, RecordEpochs

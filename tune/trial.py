@@ -12,7 +12,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from bintally.config import Recipe
 from data.args import ResourceArgs
-from data.ingest import TrainingRows
+from data.training_rows import TrainingRows
 from train.trainer import build_trainer
 
 

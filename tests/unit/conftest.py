@@ -102,8 +102,14 @@ def s3_server() -> Iterator[Callable[[Callable[[str], Answer]], str]]:
             def log_message(self, *_: object) -> None:
                 """Stay silent."""
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128  # clients connect 64 at a time; a full queue costs them a second
+
+            def handle_error(self, *_: object) -> None:
+                """Stay silent about clients that went away."""
+
+        server = Server(("127.0.0.1", 0), Handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return f"http://127.0.0.1:{server.server_port}"

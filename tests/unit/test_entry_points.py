@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("data/synthetic.py", "data/leaks.py", "train/fit.py", "train/evaluate.py", "tune/search.py", "demo.py")
+SCRIPTS = (
+    "data/manifest.py",
+    "data/synthetic.py",
+    "data/leaks.py",
+    "train/fit.py",
+    "train/evaluate.py",
+    "tune/search.py",
+    "demo.py",
+)
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}
 
 
@@ -36,6 +44,9 @@ def test_help_comes_without_heavy_imports_and_leaves_nothing(script: str, tmp_pa
     ("script", "flags", "names"),
     [
         ("data/synthetic.py", ["--out", "bins", "--num-bins", "0"], "num_bins"),
+        ("data/manifest.py", ["--out", "m.csv"], "out must be a .parquet file"),
+        ("data/manifest.py", ["--out", "m.parquet", "--ids", "some"], "ids"),
+        ("data/manifest.py", ["--out", "m.parquet", "--max-failed", "1.5"], "max_failed"),
         ("data/leaks.py", ["--max-count", "0"], "max_count"),
         ("data/leaks.py", ["--split-by", "official"], "labels"),
         ("train/fit.py", ["--max-count", "0"], "max_count"),
@@ -62,6 +73,7 @@ def test_a_value_that_makes_no_sense_is_one_line(script: str, flags: list[str], 
     ("script", "flags"),
     [
         ("data/synthetic.py", ["--out", "bins", "--num-bins", "many"]),
+        ("data/manifest.py", ["--out", "m.parquet", "--max-failed", "few"]),
         ("data/leaks.py", ["--max-images", "many"]),
         ("train/fit.py", ["--max-epochs", "1.5"]),
         ("train/evaluate.py", []),

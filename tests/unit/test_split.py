@@ -14,7 +14,6 @@ from data.official import OfficialLists
 from data.split import (
     Split,
     Splitter,
-    choose_ids,
     grouped_split,
     hash_split,
     is_padded,
@@ -228,13 +227,7 @@ def test_lists_that_cannot_be_read_are_told_before_the_first_id(rule: SplitBy, t
         make_splitter(DataConfig(split_by=rule, labels=str(tmp_path / "absent")))
 
 
-# choose_ids and sample_ids
-
-
-def test_unpadded_ids_stay_out_unless_they_are_all_there_is() -> None:
-    assert choose_ids(["2", "00002", "00001", "x"], None) == ["00001", "00002"]
-    assert choose_ids(["2", "1", "x"], None) == ["1", "2", "x"]
-    assert len(choose_ids(IDS, 7)) == 7
+# sample_ids
 
 
 @pytest.mark.parametrize("limit", [1, 10, 999, 9_999])
