@@ -34,7 +34,7 @@ def count_section(findings: Findings, charts: Charts) -> str:
     return section(
         "counts",
         "Counts per bin",
-        f'<div class="figures">{chart(charts["counts"], alt=alt, caption=caption)}</div>',
+        f'<div class="lone">{chart(charts["counts"], alt=alt, caption=caption)}</div>',
         f"<details><summary>All {len(rows)} counts as a table</summary>{listing}</details>",
     )
 
@@ -54,13 +54,13 @@ def photo_section(findings: Findings, charts: Charts) -> str:
     photos, good = findings.photos, findings.num_good
     captions = {
         "sizes": f"<b>Median {photos.width.median:.0f} \N{MULTIPLICATION SIGN} {photos.height.median:.0f} pixels</b>,"
-        f" aspect {photos.aspect.least:.2f} to {photos.aspect.most:.2f}. Squashing all to one square distorts the"
-        " outermost by that much; letterboxing does not.",
+        f" aspect {photos.aspect.least:.2f} to {photos.aspect.most:.2f}. The further from 1, the more squashing to a square distorts; letterboxing"
+        " does not.",
         "bytes": f"<b>Mean {photos.photo_bytes.mean / 1e3:.1f} kB per photo</b> and"
         f" {photos.record_bytes.mean / 1e3:.1f} kB per record.",
         "brightness": f"<b>{photos.num_dark:,} of {good:,} photos are dark</b> ({share_of(photos.num_dark, good)}):"
-        f" mean brightness below {DARK_LUMA:.0f} of 255. Median {photos.luma.median:.0f}. Few are black, most are dim:"
-        " vary the brightness in training.",
+        f" mean brightness below {DARK_LUMA:.0f} of 255. Median {photos.luma.median:.0f}; 90 % lie between"
+        f" {photos.luma.low:.0f} and {photos.luma.high:.0f}, which is the range that augmentation should cover.",
         "sharpness": f"<b>{photos.num_blurred:,} of {good:,} photos are blurred</b>"
         f" ({share_of(photos.num_blurred, good)}): the Laplacian of the grey photo of 224 pixels varies by less than"
         f" {BLURRED_SHARPNESS:.0f}. Plain empty bins lie low, too, so look before you drop any.",
@@ -101,8 +101,8 @@ def product_section(findings: Findings, charts: Charts, names: Mapping[str, str]
     caption = (
         f"<b>{products.num_products:,} distinct products (ASINs)</b>, {products.share_in_one_bin:.0%} of them in one"
         f" bin only; {products.products_per_bin:.2f} products per bin, one alone in"
-        f" {share_of(products.num_single_product_bins, findings.num_good)} of the bins. A model cannot learn products"
-        " by heart, it has to see what an item is."
+        f" {share_of(products.num_single_product_bins, findings.num_good)} of the bins. A product of one bin"
+        " only is new to the model when it is tested."
     )
     rows = [(names.get(asin, "name unknown"), asin, f"{bins:,}") for asin, bins, _ in products.top]
     listing = table(("product", "ASIN", "bins"), rows, label="Most frequent products", numeric=(2,))
@@ -110,7 +110,7 @@ def product_section(findings: Findings, charts: Charts, names: Mapping[str, str]
     return section(
         "products",
         "Products",
-        f'<div class="figures">{chart(charts["products"], alt=alt, caption=caption)}</div>',
+        f'<div class="lone">{chart(charts["products"], alt=alt, caption=caption)}</div>',
         f"<h3>Most frequent</h3>{listing}" if rows else "",
     )
 
@@ -139,9 +139,12 @@ def neighbour_section(findings: Findings, charts: Charts, photos: Photos) -> str
             '<span class="tag">Few neighbours:</span> this is a sample of ids. Take a run of them, as'
             " <code>--ids range:1-2000</code>, to see more."
         )
-    caption = "<b>One item more or one less</b> is what a stow or a pick leaves; no difference at all is rare."
+    caption = (
+        f"<b>{found.num_differ_by_one:,} of {found.num_sharing:,} differ by one item</b>, which is what a stow or a pick"
+        f" leaves; {found.pairs_by_difference.get(0, 0):,} have the same count. Keep neighbours in one split."
+    )
     alt = "Bar chart of count differences between neighbours that share a product"
-    figure = f'<div class="figures">{chart(charts["neighbours"], alt=alt, caption=caption)}</div>'
+    figure = f'<div class="lone">{chart(charts["neighbours"], alt=alt, caption=caption)}</div>'
     return section("neighbours", "Suspected same-bin pairs", bullets(parts), figure, pair_list(findings, photos))
 
 

@@ -156,5 +156,5 @@ def split_section(findings: Findings, charts: Charts) -> str:
     caption = f"<b>Split by {text(findings.split_by)}.</b> Shares that differ much between splits shift every score."
     alt = "Bar chart of the share of each count in each split"
     listing = table(head, rows, label="Class mix per split", numeric=range(1, len(head)))
-    figure = f'<div class="figures">{chart(charts["splits"], alt=alt, caption=caption)}</div>'
+    figure = f'<div class="lone">{chart(charts["splits"], alt=alt, caption=caption)}</div>'
     return section("splits", "Class mix per split", figure, listing)
