@@ -54,8 +54,8 @@ def photo_section(findings: Findings, charts: Charts) -> str:
     photos, good = findings.photos, findings.num_good
     captions = {
         "sizes": f"<b>Median {photos.width.median:.0f} \N{MULTIPLICATION SIGN} {photos.height.median:.0f} pixels</b>,"
-        f" aspect {photos.aspect.least:.2f} to {photos.aspect.most:.2f}. The further from 1, the more squashing to a square distorts; letterboxing"
-        " does not.",
+        f" aspect {photos.aspect.least:.2f} to {photos.aspect.most:.2f}. The further from 1, the more squashing to a"
+        " square distorts; letterboxing does not.",
         "bytes": f"<b>Mean {photos.photo_bytes.mean / 1e3:.1f} kB per photo</b> and"
         f" {photos.record_bytes.mean / 1e3:.1f} kB per record.",
         "brightness": f"<b>{photos.num_dark:,} of {good:,} photos are dark</b> ({share_of(photos.num_dark, good)}):"
@@ -140,8 +140,8 @@ def neighbour_section(findings: Findings, charts: Charts, photos: Photos) -> str
             " <code>--ids range:1-2000</code>, to see more."
         )
     caption = (
-        f"<b>{found.num_differ_by_one:,} of {found.num_sharing:,} differ by one item</b>, which is what a stow or a pick"
-        f" leaves; {found.pairs_by_difference.get(0, 0):,} have the same count. Keep neighbours in one split."
+        f"<b>{found.num_differ_by_one:,} of {found.num_sharing:,} differ by one item</b>, which is what a stow or a"
+        f" pick leaves; {found.pairs_by_difference.get(0, 0):,} have the same count. Keep neighbours in one split."
     )
     alt = "Bar chart of count differences between neighbours that share a product"
     figure = f'<div class="lone">{chart(charts["neighbours"], alt=alt, caption=caption)}</div>'

@@ -70,11 +70,10 @@ def pair_list(findings: Findings, photos: Photos) -> str:
 
 
 def _pair(pair: Pair, photos: Photos) -> str:
-    verdict = (
-        f"{pair.difference:+d} item{'' if abs(pair.difference) == 1 else 's'}" if pair.difference else "same count"
-    )
+    sign = "+" if pair.difference > 0 else "\N{MINUS SIGN}"
+    verdict = f"{sign}{_items(str(abs(pair.difference)))}" if pair.difference else "same count"
     shown = _side_by_side((pair.first, pair.second), pair.counts, photos)
-    return f'<li class="pair">{shown}<p><b>{verdict}</b>; the photos agree by {pair.similarity:.2f}</p></li>'
+    return f'<li class="pair">{shown}<p><b>{verdict}</b>; photos correlate by {pair.similarity:.2f}</p></li>'
 
 
 def _side_by_side(ids: tuple[str, ...], counts: tuple[int, ...], photos: Photos) -> str:

@@ -14,7 +14,7 @@ from data.summary import BLURRED_SHARPNESS, DARK_LUMA, Bins
 
 INK, MUTED, ACCENT, WARN = "#1d2733", "#a9b4c0", "#2c6fb0", "#b4541a"
 SPLIT_COLORS: Final = ("#2c6fb0", "#d08a2e", "#4f8f6b")
-_SIZE: Final = (5.2, 3.2)  # inches; 374 points wide, so a font of 10 stays one of 9 on a phone
+_SIZE: Final = (4.8, 3.0)  # inches; 346 points wide, so that a font of 10 is still one of 9 on a phone
 _MAX_DOTS: Final = 4000
 _STYLE: Final[dict[Any, Any]] = {
     "font.size": 10,
@@ -91,7 +91,10 @@ def draw_bytes(axes: Axes, bins: Bins) -> None:
 
 def draw_with_threshold(axes: Axes, values: np.ndarray, threshold: float, label: str, verdict: str) -> None:
     """A histogram with the part below the threshold in another colour."""
-    edges = np.histogram_bin_edges(values, bins=40)
+    width = max(float(np.ptp(values)), 1.0) / 40
+    below = np.floor((float(values.min()) - threshold) / width)  # bars from the threshold on, so that none holds both
+    above = np.floor((float(values.max()) - threshold) / width) + 1
+    edges = threshold + width * np.arange(min(below, 0), max(above, 1) + 1)
     axes.hist(values[values >= threshold], bins=list(edges), color=ACCENT)
     axes.hist(values[values < threshold], bins=list(edges), color=WARN, label=f"{verdict}: below {threshold:g}")
     axes.set(xlabel=label, ylabel="photos")

@@ -147,7 +147,7 @@ def _same_photos(pairs: Sequence[Pair]) -> list[Suspect]:
             kind="same_photo",
             ids=(pair.first, pair.second),
             counts=pair.counts,
-            why=f"the photos agree by {pair.similarity:.3f}, the counts differ by {abs(pair.difference)}",
+            why=f"photos correlate by {pair.similarity:.3f}, counts differ by {abs(pair.difference)}",
             strength=pair.similarity,
         )
         for pair in pairs
