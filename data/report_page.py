@@ -153,7 +153,7 @@ def split_section(findings: Findings, charts: Charts) -> str:
         shares = [share_of(mix.get(count, 0), used) for count in classes]
         rows.append((split, f"{findings.ids_by_split[split]:,}", f"{sum(mix.values()):,}", f"{used:,}", *shares))
     head = ("split", "ids", "good", "used", *(f"{count}" for count in classes))
-    caption = f"<b>Split by {text(findings.split_by)}.</b> Shares that differ much between splits shift every score."
+    caption = f"<b>Split: <code>{text(findings.split_by)}</code>.</b> Shares that differ much shift every score."
     alt = "Bar chart of the share of each count in each split"
     listing = table(head, rows, label="Class mix per split", numeric=range(1, len(head)))
     figure = f'<div class="lone">{chart(charts["splits"], alt=alt, caption=caption)}</div>'

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("data/synthetic.py", "train/fit.py", "train/evaluate.py", "tune/search.py", "demo.py")
+SCRIPTS = ("data/synthetic.py", "data/report.py", "train/fit.py", "train/evaluate.py", "tune/search.py", "demo.py")
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}
 
 
@@ -35,6 +35,8 @@ def test_help_comes_without_heavy_imports_and_leaves_nothing(script: str, tmp_pa
     ("script", "flags", "names"),
     [
         ("data/synthetic.py", ["--out", "bins", "--num-bins", "0"], "num_bins"),
+        ("data/report.py", ["--source", "/bins"], "source"),
+        ("data/report.py", ["--max-images", "0"], "max_images"),
         ("train/fit.py", ["--max-count", "0"], "max_count"),
         ("train/fit.py", ["--source", "gs://bucket"], "source"),
         ("train/fit.py", ["--recipe", "smoek"], "smoek"),
@@ -59,6 +61,7 @@ def test_a_value_that_makes_no_sense_is_one_line(script: str, flags: list[str], 
     ("script", "flags"),
     [
         ("data/synthetic.py", ["--out", "bins", "--num-bins", "many"]),
+        ("data/report.py", ["--num-cpus", "two"]),
         ("train/fit.py", ["--max-epochs", "1.5"]),
         ("train/evaluate.py", []),
         ("train/evaluate.py", ["--checkpoint", "x", "--split", "tset"]),
