@@ -25,7 +25,9 @@ from data.summary import (
     summarise_products,
 )
 from data.suspects import (
+    PLAIN_PERCENTILE,
     TWIN_CORRELATION,
+    TWIN_DIFFERENCE,
     Kind,
     NeighbourSummary,
     Pair,
@@ -131,6 +133,8 @@ class Findings:
             "dark_luma": DARK_LUMA,
             "blurred_sharpness": BLURRED_SHARPNESS,
             "twin_correlation": TWIN_CORRELATION,
+            "twin_difference": TWIN_DIFFERENCE,
+            "plain_percentile": PLAIN_PERCENTILE,
         }
         return asdict(self) | {"num_good": self.num_good, "num_faults": self.num_faults, "thresholds": thresholds}
 

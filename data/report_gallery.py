@@ -6,7 +6,7 @@ from typing import Final
 from data.findings import SHOWN_SUSPECTS, Findings
 from data.report_html import bullets, paragraph, photo, section, text
 from data.report_photos import ShownPhoto
-from data.suspects import MIN_EMPTY_BINS, TWIN_CORRELATION, Kind, Pair, Suspect
+from data.suspects import MIN_EMPTY_BINS, TWIN_CORRELATION, TWIN_DIFFERENCE, Kind, Pair, Suspect
 
 Photos = Mapping[str, ShownPhoto]
 
@@ -15,26 +15,33 @@ _KIND_TITLES: Final[dict[Kind, tuple[str, str]]] = {
         "Records that contradict themselves",
         "The quantities of the items do not add up to EXPECTED_QUANTITY. Such bins are dropped.",
     ),
-    "same_photo": (
-        "Same photo, other count",
+    "same_count": (
+        "Same bin, same count",
         (
-            f"Consecutive ids whose grey thumbnails of 16 pixels correlate by {TWIN_CORRELATION} or more, though the"
-            " counts differ. Either the change is hidden behind other items, or a record was written before or after"
-            " its photo."
+            "Consecutive ids that share a product have a pick or a stow between them, so their counts should differ."
+            " Of 318 such pairs of ABID none has equal counts."
+        ),
+    ),
+    "same_photo": (
+        "Same bin, same photo, other count",
+        (
+            "Consecutive ids that share a product and whose grey thumbnails of 16 pixels correlate by"
+            f" {TWIN_CORRELATION} or more, though the counts differ by {TWIN_DIFFERENCE} items or more. Either the"
+            " change is hidden, or a record does not belong to its photo."
         ),
     ),
     "not_empty": (
         "Empty by the record, not by the photo",
         (
-            "The record says 0 items, but the photo is busier (more slope between the pixels of its 32-pixel thumbnail)"
-            " than half of the bins that hold something."
+            "The record says 0 items, but the photo has more clutter (slope between the pixels of its 32-pixel"
+            " thumbnail) than half of the bins that hold something."
         ),
     ),
     "looks_empty": (
         "Filled by the record, empty by the photo",
         (
-            "The record says 1 item or more, but the photo is plainer than half of the empty bins. Large plain boxes"
-            " and transparent bags end up here, too."
+            "The record says 1 item or more, but the photo has less clutter than nine of ten empty bins. Large plain"
+            " boxes end up here, too."
         ),
     ),
 }
@@ -106,7 +113,7 @@ def suspect_section(findings: Findings, photos: Photos) -> str:
 def _kind(kind: Kind, shown: list[Suspect], number: int, photos: Photos) -> str:
     title, how = _KIND_TITLES[kind]
     note = f" The strongest {SHOWN_SUSPECTS} of {number:,}." if number > len(shown) else ""
-    if kind == "same_photo":
+    if kind in {"same_count", "same_photo"}:
         body = f'<ul class="pairs">{"".join(_twin(one, photos) for one in shown)}</ul>'
     else:
         body = _grid([_single(one, photos) for one in shown])

@@ -15,13 +15,17 @@ import pyarrow.compute as pc
 from data.split import Split
 from data.summary import Bins
 
-TWIN_CORRELATION: Final = 0.96
+TWIN_CORRELATION: Final = 0.93
 """Thumbnails that agree better show a photo that hardly changed; of the neighbours in the real pairs that share no
 product, none passes 0.88."""
+TWIN_DIFFERENCE: Final = 2
+"""Items. One more or less is what a pick or stow leaves, and may well be hidden."""
+PLAIN_PERCENTILE: Final = 10
+"""A filled bin looks empty when it is plainer than all but so many percent of the empty bins."""
 MIN_EMPTY_BINS: Final = 5
 """Fewer empty bins tell nothing of how empty ones look."""
 
-Kind = Literal["contradiction", "same_photo", "not_empty", "looks_empty"]
+Kind = Literal["contradiction", "same_count", "same_photo", "not_empty", "looks_empty"]
 KINDS: Final = get_args(Kind)
 
 
@@ -130,7 +134,7 @@ def summarise_neighbours(pairs: Sequence[Pair], splits: Mapping[Split, Sequence[
 
 def find_suspects(facts: pa.Table, bins: Bins, pairs: Sequence[Pair]) -> list[Suspect]:
     """All suspected labels, kind by kind, the strongest first."""
-    found = [*_contradictions(facts), *_same_photos(pairs), *_wrongly_empty(bins)]
+    found = [*_contradictions(facts), *_same_bins(pairs), *_wrongly_empty(bins)]
     return sorted(found, key=lambda suspect: (KINDS.index(suspect.kind), -suspect.strength, suspect.ids))
 
 
@@ -141,18 +145,21 @@ def _contradictions(facts: pa.Table) -> list[Suspect]:
     ]
 
 
-def _same_photos(pairs: Sequence[Pair]) -> list[Suspect]:
-    return [
-        Suspect(
-            kind="same_photo",
-            ids=(pair.first, pair.second),
-            counts=pair.counts,
-            why=f"photos correlate by {pair.similarity:.3f}, counts differ by {abs(pair.difference)}",
-            strength=pair.similarity,
-        )
-        for pair in pairs
-        if pair.difference and pair.similarity >= TWIN_CORRELATION
-    ]
+def _same_bins(pairs: Sequence[Pair]) -> list[Suspect]:
+    """Of the pairs that share a product: those whose counts or whose photos did not change, though the other did."""
+    found: list[Suspect] = []
+    for pair in pairs:
+        unchanged = pair.similarity >= TWIN_CORRELATION
+        if pair.shares_product and not pair.difference:
+            found.append(_by_pair("same_count", pair))
+        elif pair.shares_product and unchanged and abs(pair.difference) >= TWIN_DIFFERENCE:
+            found.append(_by_pair("same_photo", pair))
+    return found
+
+
+def _by_pair(kind: Kind, pair: Pair) -> Suspect:
+    why = f"counts differ by {abs(pair.difference)}, photos correlate by {pair.similarity:.2f}"
+    return Suspect(kind=kind, ids=(pair.first, pair.second), counts=pair.counts, why=why, strength=pair.similarity)
 
 
 def _wrongly_empty(bins: Bins) -> list[Suspect]:
@@ -160,20 +167,18 @@ def _wrongly_empty(bins: Bins) -> list[Suspect]:
     empty = bins.count == 0
     if empty.sum() < MIN_EMPTY_BINS or empty.all():
         return []
-    looks_filled, looks_empty = np.median(bins.clutter[~empty]), np.median(bins.clutter[empty])
-    full = [_by_clutter("not_empty", bins, row) for row in np.flatnonzero(empty & (bins.clutter >= looks_filled))]
-    bare = [_by_clutter("looks_empty", bins, row) for row in np.flatnonzero(~empty & (bins.clutter <= looks_empty))]
+    filled_limit, empty_limit = np.median(bins.clutter[~empty]), np.percentile(bins.clutter[empty], PLAIN_PERCENTILE)
+    full = [_by_clutter("not_empty", bins, row) for row in np.flatnonzero(empty & (bins.clutter > filled_limit))]
+    bare = [_by_clutter("looks_empty", bins, row) for row in np.flatnonzero(~empty & (bins.clutter < empty_limit))]
     return full + bare
 
 
 def _by_clutter(kind: Kind, bins: Bins, row: np.intp) -> Suspect:
     clutter, count = float(bins.clutter[row]), int(bins.count[row])
-    says = "no item, the photo is busier than" if kind == "not_empty" else f"{count} items, the photo is plainer than"
-    half = "half of the filled bins" if kind == "not_empty" else "half of the empty bins"
     return Suspect(
         kind=kind,
         ids=(bins.ids[int(row)],),
         counts=(count,),
-        why=f"the record says {says} {half} (clutter {clutter:.3f})",
+        why=f"{count} item{'' if count == 1 else 's'} by the record, clutter {clutter:.3f}",
         strength=clutter if kind == "not_empty" else -clutter,
     )

@@ -70,7 +70,7 @@ def facts_of_everything() -> list[BinFacts]:
         )
 
     bins = [good(number, number % 9, 0.05 if number % 9 == 0 else 0.1, f"B{number // 2}") for number in range(1, 60)]
-    bins += [good(70, 2, 0.1, HOSTILE, seed=0), good(71, 3, 0.1, HOSTILE, seed=0)]
+    bins += [good(70, 2, 0.1, HOSTILE, seed=0), good(71, 4, 0.1, HOSTILE, seed=0), good(72, 4, 0.1, HOSTILE)]
     bins += [good(80, 0, 0.3), good(90, 4, 0.01)]
     bins.append(BinFacts(bin_id="00100", fault="quantity_mismatch", detail=f"4 but 5 {HOSTILE}"))
     return [*bins, BinFacts(bin_id="00101", fault="missing_image")]
@@ -141,7 +141,13 @@ def test_hostile_names_stay_text(page: str) -> None:
 
 
 def test_each_kind_of_suspect_is_shown_with_how_it_was_found(page: str) -> None:
-    for title in ("contradict themselves", "Same photo, other count", "Empty by the record", "Filled by the record"):
+    for title in (
+        "contradict themselves",
+        "Same bin, same count",
+        "Same bin, same photo",
+        "Empty by the record",
+        "Filled by the record",
+    ):
         assert f"{title}" in page
     assert "1</b> records that contradict themselves" in page
     assert "no readable photo" in page

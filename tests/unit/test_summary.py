@@ -1,11 +1,13 @@
 """Figures of the report from facts that are made up, so that every number is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
-from data.facts import BinFacts, to_table
+from data.facts import BinFacts, measure_bin, to_table
 from data.findings import Findings, spread_out
 from data.summary import (
     Bins,
@@ -16,6 +18,7 @@ from data.summary import (
     summarise_products,
 )
 from data.suspects import correlate, find_neighbours, find_suspects, next_id, summarise_neighbours
+from data.synthetic import SyntheticConfig, encode_bin, iter_plans
 
 DATA = DataConfig(source="file:///bins")
 
@@ -156,11 +159,18 @@ def suspects_of(*facts: BinFacts) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def test_the_same_photo_under_two_counts_is_suspected() -> None:
-    same = {"thumb": thumb(5)}
-    assert suspects_of(fact("00001", 1, **same), fact("00002", 3, **same)) == [("same_photo", ("00001", "00002"))]
-    assert suspects_of(fact("00001", 3, **same), fact("00002", 3, **same)) == []
-    assert suspects_of(fact("00001", 1, **same), fact("00003", 3, **same)) == []
-    assert suspects_of(fact("00001", 1), fact("00002", 3)) == []
+    one, other = fact("00001", 1, "A", thumb=thumb(5)), fact("00002", 3, "A", "B", thumb=thumb(5))
+    assert suspects_of(one, other) == [("same_photo", ("00001", "00002"))]
+    assert suspects_of(one, replace(other, count=2)) == []  # one more, as a stow leaves it
+    assert suspects_of(one, replace(other, asins=("B",))) == []
+    assert suspects_of(one, replace(other, thumb=thumb(6))) == []
+    assert suspects_of(one, replace(other, bin_id="00003")) == []
+
+
+def test_the_same_bin_twice_with_the_same_count_is_suspected() -> None:
+    one, other = fact("00001", 2, "A"), fact("00002", 2, "A", "B")
+    assert suspects_of(one, other) == [("same_count", ("00001", "00002"))]
+    assert suspects_of(one, replace(other, asins=("B",))) == []
 
 
 def test_a_record_that_contradicts_itself_is_suspected_with_its_reason() -> None:
@@ -208,3 +218,13 @@ def test_samples_are_spread_and_in_order(number: int, limit: int) -> None:
     assert chosen == sorted(chosen)
     if number == 100:
         assert chosen[-1] >= 80
+
+
+def test_the_thresholds_find_the_wrong_labels_of_a_synthetic_bucket() -> None:
+    config = SyntheticConfig(num_bins=600, wrong_label_rate=0.1, difficulty=0.5, out="unused")
+    plans = list(iter_plans(config))
+    facts = [measure_bin(plan.bin_id, *reversed(encode_bin(plan, difficulty=0.5))) for plan in plans]
+    wrong = {plan.bin_id for plan in plans if plan.is_wrong_label}
+    found = [ids for kind, ids in suspects_of(*facts) if kind in {"same_count", "same_photo"}]
+    assert len(found) >= 10
+    assert all(wrong & set(ids) for ids in found)
