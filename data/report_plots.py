@@ -67,7 +67,7 @@ def draw_counts(axes: Axes, findings: Findings) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for color, label in ((ACCENT, f"0 to {counts.max_count}: used"), (MUTED, "more: filtered out")):
         axes.bar(0, 0, color=color, label=label)
-    axes.legend(frameon=False)
+    _legend_above(axes)
 
 
 def draw_sizes(axes: Axes, bins: Bins) -> None:
@@ -91,14 +91,14 @@ def draw_bytes(axes: Axes, bins: Bins) -> None:
 
 def draw_with_threshold(axes: Axes, values: np.ndarray, threshold: float, label: str, verdict: str) -> None:
     """A histogram with the part below the threshold in another colour."""
-    width = max(float(np.ptp(values)), 1.0) / 40
-    below = np.floor((float(values.min()) - threshold) / width)  # bars from the threshold on, so that none holds both
-    above = np.floor((float(values.max()) - threshold) / width) + 1
-    edges = threshold + width * np.arange(min(below, 0), max(above, 1) + 1)
+    least, most = min(float(values.min()), threshold), max(float(values.max()), threshold)
+    width = max(most - least, 1.0) / 40
+    below, above = np.floor((least - threshold) / width), np.floor((most - threshold) / width) + 1
+    edges = threshold + width * np.arange(below, above + 1)  # bars begin at the threshold, so that none holds both
     axes.hist(values[values >= threshold], bins=list(edges), color=ACCENT)
     axes.hist(values[values < threshold], bins=list(edges), color=WARN, label=f"{verdict}: below {threshold:g}")
     axes.set(xlabel=label, ylabel="photos")
-    axes.legend(frameon=False)
+    _legend_above(axes)
 
 
 def draw_products(axes: Axes, findings: Findings) -> None:
@@ -131,10 +131,21 @@ def draw_splits(axes: Axes, findings: Findings) -> None:
     width = 0.8 / max(len(findings.mix_by_split), 1)
     for number, (split, mix) in enumerate(findings.mix_by_split.items()):
         bins = np.array([mix.get(int(count), 0) for count in classes])
-        axes.bar(classes + (number - 1) * width, bins / max(bins.sum(), 1), width, label=split, color=_color(number))
+        axes.bar(
+            classes + (number - (len(findings.mix_by_split) - 1) / 2) * width,
+            bins / max(bins.sum(), 1),
+            width,
+            label=split,
+            color=_color(number),
+        )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set(xlabel="items in the bin", ylabel="share of the split's bins", xticks=classes)
-    axes.legend(frameon=False)
+    _legend_above(axes)
+
+
+def _legend_above(axes: Axes) -> None:
+    """Beside the bars: finding the best place among them takes long, and there may be none."""
+    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _color(number: int) -> str:
