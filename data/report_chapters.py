@@ -101,8 +101,8 @@ def product_section(findings: Findings, charts: Charts, names: Mapping[str, str]
     caption = (
         f"<b>{products.num_products:,} distinct products (ASINs)</b>, {products.share_in_one_bin:.0%} of them in one"
         f" bin only; {products.products_per_bin:.2f} products per bin, one alone in"
-        f" {share_of(products.num_single_product_bins, findings.num_good)} of the bins. A product of one bin"
-        " only is new to the model when it is tested."
+        f" {share_of(products.num_single_product_bins, findings.num_good)} of the bins. A model that is"
+        " tested on a product of one bin has never seen it."
     )
     rows = [(names.get(asin, "name unknown"), asin, f"{bins:,}") for asin, bins, _ in products.top]
     listing = table(("product", "ASIN", "bins"), rows, label="Most frequent products", numeric=(2,))
@@ -124,10 +124,7 @@ def neighbour_section(findings: Findings, charts: Charts, photos: Photos) -> str
             f" ({found.share_sharing:.0%})</b> share a product; <b>{found.num_differ_by_one:,}"
             f" ({found.share_differ_by_one:.0%})</b> of those differ by exactly one item."
         ),
-        (
-            f"<b>{found.num_across_splits:,}</b> of the sharing pairs lie in two different splits"
-            f" (<code>{text(findings.split_by)}</code>): a model scored there has seen the bin before."
-        ),
+        _leak(findings),
     ]
     if found.largest_stranger_similarity is not None:
         parts.append(
@@ -146,6 +143,16 @@ def neighbour_section(findings: Findings, charts: Charts, photos: Photos) -> str
     alt = "Bar chart of count differences between neighbours that share a product"
     figure = f'<div class="lone">{chart(charts["neighbours"], alt=alt, caption=caption)}</div>'
     return section("neighbours", "Suspected same-bin pairs", bullets(parts), figure, pair_list(findings, photos))
+
+
+def _leak(findings: Findings) -> str:
+    number, how = findings.neighbours.num_across_splits, f"<code>{text(findings.split_by)}</code>"
+    if not number:
+        return f"None of the sharing pairs is divided between two splits ({how})."
+    return (
+        f"<b>{number:,}</b> of the sharing pairs are divided between two splits ({how}): a model scored there has seen"
+        " the bin before."
+    )
 
 
 def share_of(part: int, whole: int) -> str:

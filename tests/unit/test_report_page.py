@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from bintally.config import DataConfig
@@ -18,7 +19,7 @@ from data.findings import Findings
 from data.report_html import table, text
 from data.report_page import render_page
 from data.report_photos import SHOWN_SIDE, load_photos, load_product_names, shrink_photo
-from data.report_plots import draw_all, draw_sheet
+from data.report_plots import draw_all, draw_sheet, draw_with_threshold
 from data.reporting import progress_of
 from data.split import Split
 from data.summary import Bins
@@ -168,6 +169,25 @@ def test_a_bucket_of_one_odd_bin_is_shown(
     page = rendered(to_table(facts), tmp_path, photo)
     assert Page(page).open == []
     assert says in page
+
+
+def test_a_leak_and_a_sample_of_ids_are_told(page: str, tmp_path: Path, photo: Callable[..., bytes]) -> None:
+    assert "are divided between two splits" in page
+    assert "Few neighbours" not in page
+    apart = [BinFacts(bin_id=f"{n:05d}", count=1, width=9, height=9, thumb=bytes(256)) for n in (1, 5, 9)]
+    sample = rendered(to_table(apart), tmp_path, photo)
+    assert "None of the sharing pairs is divided" in sample
+    assert "Few neighbours" in sample
+
+
+@pytest.mark.parametrize("values", [[0.0], [0.0, 500.0], [89.9, 90.1], [1e4, 1.1e4]])
+def test_bars_are_few_and_none_lies_on_both_sides_of_the_threshold(values: list[float]) -> None:
+    axes = Figure().subplots()
+    draw_with_threshold(axes, np.array(values), 90.0, "brightness", "dark")
+    sides = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
+    assert len(sides) <= 2 * 42
+    assert all(right <= 90.0 + 1e-6 or left >= 90.0 - 1e-6 for left, right in sides)
+    assert sum(bar.get_height() for bar in axes.patches) == len(values)
 
 
 def test_cells_are_escaped() -> None:
