@@ -9,7 +9,7 @@ import pytest
 from bintally.config import DataConfig
 from data.facts import measure_bin, to_table
 from data.findings import Findings
-from data.split import split_ids
+from data.split import Split
 
 ABID = Path(__file__).resolve().parents[3] / "shared" / "abid"
 
@@ -35,7 +35,8 @@ def findings() -> Findings:
         )
         for bin_id in ids
     ]
-    return Findings.of(to_table(facts), split_ids(ids), DataConfig(source=f"file://{ABID}/bucket"))
+    splits: dict[Split, list[str]] = {"train": ids[:500], "val": ids[500:650], "test": ids[650:]}
+    return Findings.of(to_table(facts), splits, DataConfig(source=f"file://{ABID}/bucket"))
 
 
 def test_all_padded_pairs_are_good_and_add_up(findings: Findings) -> None:
