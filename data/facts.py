@@ -5,7 +5,6 @@
 A bin that cannot be used keeps its row, with the reason of the drop table.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +21,8 @@ from bintally.batch import ID
 from bintally.config import DataConfig
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
 from bintally.image import check_header, decode_photo
-from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket, open_bucket
+from data.bucket import open_bucket
+from data.fetch import FetchedBin, fetch_bins
 from data.labels import parse_record
 from data.session import unwrap
 
@@ -31,11 +31,7 @@ CLUTTER_SIDE: Final = 32
 THUMB_SIDE: Final = 16
 LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 
-_MAX_IN_FLIGHT: Final = 32  # bins, two GETs each
 _IDS_PER_TASK: Final = 128
-
-_Fetched = tuple[bytes | None, bytes | None] | SourceUnreachableError
-"""(record, photo), None for an object that does not exist; or why neither came."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,29 +164,11 @@ def measure_block(batch: dict[str, np.ndarray], data: DataConfig) -> pa.Table:
         SourceUnreachableError: not one of them could be fetched.
     """
     ids = [str(bin_id) for bin_id in batch[ID]]
-    fetched = asyncio.run(_fetch(open_bucket(data), ids))
-    errors = [one for one in fetched if isinstance(one, SourceUnreachableError)]
-    if errors and len(errors) == len(ids):
-        raise SourceUnreachableError(f"none of {len(ids)} bins could be fetched; the first: {errors[0]}")
+    fetched = fetch_bins(open_bucket(data), ids)
     return to_table([_measure_fetched(bin_id, one) for bin_id, one in zip(ids, fetched, strict=True)])
 
 
-def _measure_fetched(bin_id: str, fetched: _Fetched) -> BinFacts:
+def _measure_fetched(bin_id: str, fetched: FetchedBin) -> BinFacts:
     if isinstance(fetched, SourceUnreachableError):
         return BinFacts(bin_id=bin_id, fault="fetch_failed", detail=str(fetched))
     return measure_bin(bin_id, *fetched)
-
-
-async def _fetch(bucket: Bucket, ids: Sequence[str]) -> list[_Fetched]:
-    slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
-
-    async def fetch(bin_id: str) -> _Fetched:
-        keys = (f"{LABEL_PREFIX}/{bin_id}.json", f"{IMAGE_PREFIX}/{bin_id}.jpg")
-        async with slots:
-            try:
-                record, photo = await asyncio.gather(*map(bucket.get, keys))
-            except SourceUnreachableError as error:
-                return error
-        return record, photo
-
-    return await asyncio.gather(*map(fetch, ids))

@@ -48,9 +48,7 @@ def fetch_block(spec: FetchSpec, ids: Sequence[str], first: int, counts: Sequenc
         AccessDeniedError: an object may not be read; that is no matter of one row.
         SourceUnreachableError: nothing of the whole block could be fetched.
     """
-    fetched = asyncio.run(fetch_bins(open_bucket(spec.data), ids, with_records=counts is None))
-    if ids and all(isinstance(one, SourceUnreachableError) for one in fetched):
-        raise SourceUnreachableError(f"none of {len(ids)} bins could be fetched; the first: {fetched[0]}")
+    fetched = fetch_bins(open_bucket(spec.data), ids, with_records=counts is None)
     rows: list[tuple[str, int, int, bytes]] = []
     drops: dict[str, str] = {}
     for number, (bin_id, one) in enumerate(zip(ids, fetched, strict=True)):
@@ -64,8 +62,8 @@ def fetch_block(spec: FetchSpec, ids: Sequence[str], first: int, counts: Sequenc
     return _to_table(rows)
 
 
-async def fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool = True) -> list[FetchedBin]:
-    """Record and photo of each id, in the order of the ids, MAX_IN_FLIGHT requests at a time.
+def fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool = True) -> list[FetchedBin]:
+    """Record and photo of each id, in the order of the ids, on an event loop of their own.
 
     Args:
         bucket: where from.
@@ -74,7 +72,15 @@ async def fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool =
 
     Raises:
         AccessDeniedError: an object may not be read.
+        SourceUnreachableError: nothing of them could be fetched.
     """
+    fetched = asyncio.run(_fetch_bins(bucket, ids, with_records=with_records))
+    if ids and all(isinstance(one, SourceUnreachableError) for one in fetched):
+        raise SourceUnreachableError(f"none of {len(ids)} bins could be fetched; the first: {fetched[0]}")
+    return fetched
+
+
+async def _fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool) -> list[FetchedBin]:
     slots = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def get(key: str) -> bytes | None:
