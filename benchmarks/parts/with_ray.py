@@ -1,6 +1,6 @@
 """The rows on Ray Data: this project's stream, and the readers that Ray brings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from urllib.parse import urlsplit
 
@@ -34,7 +34,11 @@ def bintally(job: Job) -> Iterator[Sums]:
 
 @cache
 def _feed(endpoint: str, ids: tuple[str, ...]) -> Feed:
-    """What Ray Train gives its worker; with its processes, once per run, as in training."""
+    return make_feed(endpoint, ids)  # with its processes, once per run, as in training
+
+
+def make_feed(endpoint: str, ids: Sequence[str]) -> Feed:
+    """What Ray Train gives the only worker of a training."""
     config = DataConfig(source=f"s3://{BUCKET}", endpoint_url=endpoint, image_size=IMAGE_SIZE, max_count=MAX_COUNT)
     spec = FetchSpec(data=config, ledger=DropLedger.start())
     share, sampling, clock = Share(global_batch_size=BATCH_SIZE), Sampling(seed=0), EpochClock.start()
