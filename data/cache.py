@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Final
 
 from bintally.errors import ConfigError
-from data.shard_index import find_entries, is_busy, newest_index, open_index
 from data.shard_folder import shard_path
+from data.shard_index import find_entries, is_busy, newest_index, open_index
 from data.shard_writer import Room, store_bins
 from data.shards import CachedBin, Entry, read_entry
 

@@ -11,6 +11,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Collection, Iterable
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from data.shards import Entry
 BUSY_S: Final = 5.0  # readers wait for a commit only, which takes milliseconds
 ENTRY_BYTES: Final = 160  # what a bin may add to the index beside twice its id; measured: 60 to 100
 
-_NAME: Final = re.compile(r"index-(\d{6})\.sqlite")
+_NAME: Final = re.compile(r"index-\d{6}\.sqlite")
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS shards (shard INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS entries (
@@ -50,30 +51,32 @@ def newest_index(folder: Path) -> Path | None:
     return max((path for path in folder.glob("index-*.sqlite") if _NAME.fullmatch(path.name)), default=None)
 
 
-def next_index(folder: Path) -> Path:
-    """The name of an index that replaces all there are. Only for the one that holds the lock."""
+def create_index(folder: Path) -> Path:
+    """An empty index that replaces all there are; whole from the moment it can be seen. Needs the lock.
+
+    Raises:
+        sqlite3.Error: it cannot be written.
+        OSError: as above.
+    """
     newest = newest_index(folder)
-    match = _NAME.fullmatch(newest.name) if newest else None
-    return folder / f"index-{int(match[1]) + 1 if match else 0:06d}.sqlite"
+    path = folder / f"index-{0 if newest is None else int(newest.stem[6:]) + 1:06d}.sqlite"
+    unfinished = path.with_suffix(".new")
+    unfinished.unlink(missing_ok=True)
+    with closing(sqlite3.connect(unfinished)) as index:
+        index.executescript(_SCHEMA)
+    unfinished.rename(path)
+    return path
 
 
-def open_index(path: Path, *, create: bool = False) -> sqlite3.Connection:
+def open_index(path: Path) -> sqlite3.Connection:
     """Open an index for one operation: it takes 0.2 ms, and the next one may find another file in its place.
 
     Raises:
         sqlite3.Error: it does not exist, or is damaged.
     """
-    index = sqlite3.connect(
-        f"file:{quote(str(path))}?mode={'rwc' if create else 'rw'}", uri=True, timeout=BUSY_S, isolation_level=None
-    )
-    try:
-        index.execute("PRAGMA synchronous = OFF")
-        if create:
-            index.execute("PRAGMA cache_spill = OFF")  # a large change would lock readers out before its commit
-            index.executescript(_SCHEMA)
-    except sqlite3.Error:
-        index.close()
-        raise
+    index = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None)
+    index.execute("PRAGMA synchronous = OFF")
+    index.execute("PRAGMA cache_spill = OFF")  # a large change would lock readers out before its commit
     return index
 
 

@@ -1,6 +1,6 @@
 """The writing side of the cache: one process at a time follows the folder, makes room and adds one shard.
 
-The folder is the truth and the index follows it, at every write: rows of vanished shards go, and shards that it does not
+The folder is the truth and the index follows it at every write: rows of vanished shards go, and shards that it does not
 know (their writer was killed, or the index was lost) are taken in by their footers.
 """
 
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from data.shard_folder import ShardFile, choose_evictions, find_shards, locked, shard_path
 from data.shard_index import (
     ENTRY_BYTES,
     change_index,
+    create_index,
     find_entries,
     is_damaged,
     known_shards,
     newest_index,
-    next_index,
     open_index,
 )
-from data.shard_folder import choose_evictions, find_shards, locked, shard_path
 from data.shards import CachedBin, Shard, pack_shard, read_footer, write_shard
 
 INDEX_SLACK_BYTES: Final = 64 << 10  # empty tables, half-filled pages, the journal's header
@@ -62,30 +62,31 @@ def store_bins(folder: Path, source: str, bins: Mapping[str, CachedBin], room: R
         sqlite3.Error: the index cannot be written.
     """
     (folder / "shards").mkdir(parents=True, exist_ok=True)
+    new_bytes = sum(len(record) + len(photo or b"") for record, photo in bins.values())
+    if bins and shutil.disk_usage(folder).free - new_bytes < room.min_free_bytes:
+        raise DiskFullError(f"the disk has less than {room.min_free_bytes:,} bytes left")
     with locked(folder / "lock", wait_s):
         try:
-            _store(newest_index(folder) or next_index(folder), source, bins, room)
+            _store(newest_index(folder) or create_index(folder), source, bins, room)
         except sqlite3.Error as error:
             if not is_damaged(error):
                 raise
-            _store(next_index(folder), source, bins, room)
+            _store(create_index(folder), source, bins, room)
 
 
 def _store(index_path: Path, source: str, bins: Mapping[str, CachedBin], room: Room) -> None:
     folder = index_path.parent
-    with closing(open_index(index_path, create=True)) as index:
+    with closing(open_index(index_path)) as index:
         files = find_shards(index_path)
         _follow(index, folder, files)
         shard = pack_shard(source, _without_stored(index, source, bins))
-        evicted = choose_evictions(
-            files,
-            room.limit_bytes - _bytes_beside(folder, shard),
-            keep_after_s=time.time() - room.keep_s if shard.entries else float("inf"),
-        )
+        room_bytes = room.limit_bytes - _bytes_beside(folder, shard)
+        if shard.entries:
+            evicted = choose_evictions(files, room_bytes, keep_after_s=time.time() - room.keep_s)
+        else:
+            evicted = choose_evictions(files, max(room_bytes, 0))  # a limit that was lowered holds at once
         if evicted is None:
             return
-        if shard.entries and shutil.disk_usage(folder).free - shard.num_bytes < room.min_free_bytes:
-            raise DiskFullError(f"the disk has less than {room.min_free_bytes:,} bytes left")
         for number in evicted:
             shard_path(folder, number).unlink(missing_ok=True)
         number = secrets.randbits(63)

@@ -2,8 +2,8 @@
 
     record photo record photo ... | footer as JSON | length and CRC of the footer, magic
 
-The checksum of an entry covers its bucket, its id and its lengths too, so that bytes from a wrong place never pass. It is
-a CRC-32: it has to tell damage, not malice, and takes 0.014 ms per photo where BLAKE2b takes 0.065 ms.
+The checksum of an entry covers its bucket, id and lengths too, so that bytes from a wrong place never pass. It is a
+CRC-32: it has to tell damage, not malice, and takes 0.014 ms per photo where BLAKE2b takes 0.065 ms.
 """
 
 import json
