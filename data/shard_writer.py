@@ -79,10 +79,11 @@ def _store(index_path: Path, source: str, bins: Mapping[str, CachedBin], room: R
     with closing(open_index(index_path)) as index:
         files = find_shards(index_path)
         _follow(index, folder, files)
-        shard = pack_shard(source, _without_stored(index, source, bins))
+        shard = pack_shard(source, _without_stored(index, source, bins, files))
         room_bytes = room.limit_bytes - _bytes_beside(folder, shard)
         if shard.entries:
-            evicted = choose_evictions(files, room_bytes, keep_after_s=time.time() - room.keep_s)
+            keep_after_s = time.time() - room.keep_s if room.keep_s else float("inf")
+            evicted = choose_evictions(files, room_bytes, keep_after_s=keep_after_s)
         else:
             evicted = choose_evictions(files, max(room_bytes, 0))  # a limit that was lowered holds at once
         if evicted is None:
@@ -109,9 +110,12 @@ def _follow(index: sqlite3.Connection, folder: Path, files: dict[int, ShardFile]
             change_index(index, new=[(number, *footer)])
 
 
-def _without_stored(index: sqlite3.Connection, source: str, bins: Mapping[str, CachedBin]) -> dict[str, CachedBin]:
-    """Those that the index lacks, or has without the photo that is there now."""
-    has_photo = {entry.bin_id: entry.photo_bytes is not None for _, entry in find_entries(index, source, bins)}
+def _without_stored(
+    index: sqlite3.Connection, source: str, bins: Mapping[str, CachedBin], files: Mapping[int, ShardFile]
+) -> dict[str, CachedBin]:
+    """Those that no shard holds, or only without the photo that is there now."""
+    stored = [entry for number, entry in find_entries(index, source, bins) if number in files]
+    has_photo = {entry.bin_id: entry.photo_bytes is not None for entry in stored}
     return {
         bin_id: (record, photo)
         for bin_id, (record, photo) in bins.items()
