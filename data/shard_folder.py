@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-MAX_SHARDS: Final = 20_000  # each write looks at all of them, at 3 us each
+MAX_SHARDS: Final = 20_000  # each write looks at all of them, 5 us each
 
 _SHARD: Final = re.compile(r"([0-9a-f]{16})\.shard")
 
