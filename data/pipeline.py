@@ -60,7 +60,7 @@ def fetch_rows(batch: dict[str, np.ndarray], data: DataConfig, ledger: DropLedge
     for bin_id, one in zip(ids, fetched, strict=True):
         try:
             count, photo = read_bin(one, data.max_count)
-            rows.append((bin_id, decode_photo(photo, data.image_size), count))
+            rows.append((bin_id, decode_photo(photo, data.pixels), count))
         except RowError as error:
             drops[bin_id] = error.reason
     if drops:

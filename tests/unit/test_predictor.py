@@ -50,7 +50,7 @@ def predictor(checkpoint_dir: Path) -> Predictor:
 def test_numbers_equal_the_core_bit_for_bit(predictor: Predictor, checkpoint_dir: Path, format_name: str) -> None:
     photo = make_photo(format_name)
     checkpoint = load_checkpoint(checkpoint_dir)
-    expected = checkpoint.predict(decode_photo(photo, checkpoint.recipe.data.image_size)[None])[0]
+    expected = checkpoint.predict(decode_photo(photo, checkpoint.recipe.data.pixels)[None])[0]
 
     (prediction,) = predictor.count([predictor.decode(photo)])
 
