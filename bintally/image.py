@@ -2,6 +2,7 @@
 
 The header is checked before anything is decoded: a few kB can claim 13,000 x 13,000 pixels. EXIF orientation is
 ignored on both sides. Resizing is bilinear with antialiasing; the photo fills the square, or keeps its aspect.
+Decoding at half size leaves 29 dB of PSNR against exact pixels at least, 36 dB in the median (tests/unit/test_resize.py).
 """
 
 import io
@@ -56,9 +57,9 @@ def decode_photo(
     if not data.startswith(_JPEG_MAGIC):
         decoded = _decode_png(data)
     elif pixels.fast_decode:
-        decoded = _decode_jpeg(
-            data, min_width=max(target[0], -(-width // 2)), min_height=max(target[1], -(-height // 2))
-        )
+        half_width, half_height = (width + 1) // 2, (height + 1) // 2
+        # Not below half, though a smaller scale may do: the result would visibly differ.
+        decoded = _decode_jpeg(data, min_width=max(target[0], half_width), min_height=max(target[1], half_height))
     else:
         decoded = _decode_jpeg(data)
     return _place(_resize(decoded, *target), pixels.size, out)
