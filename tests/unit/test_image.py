@@ -236,7 +236,10 @@ def test_a_bomb_cannot_hide_behind_fill_bytes_and_comments(photo: Photo) -> None
     assert reason_of(hidden) == "absurd_dimensions"
 
 
-def test_damaged_bytes_never_cause_another_error(photo: Photo) -> None:
+@pytest.mark.parametrize(
+    "pixels", [PixelConfig(size=16), PixelConfig(size=16, resize="letterbox", fast_decode=True)], ids=["exact", "fast"]
+)
+def test_damaged_bytes_never_cause_another_error(photo: Photo, pixels: PixelConfig) -> None:
     draw = random.Random(0)  # noqa: S311  # reproducible, no secret
     whole = [photo("JPEG"), photo(progressive=True), photo("PNG"), photo("PNG", mode="P"), photo("PNG", mode="LA")]
     num_refused = 0
@@ -245,7 +248,7 @@ def test_damaged_bytes_never_cause_another_error(photo: Photo) -> None:
         for _ in range(draw.randint(1, 4)):
             data[draw.randrange(len(data) if draw.random() < 0.4 else 100)] = draw.randrange(256)
         try:
-            decode(bytes(data), 16)
+            decode_photo(bytes(data), pixels)
         except ImageError:
             num_refused += 1
     assert num_refused > 100
