@@ -173,6 +173,7 @@ def _place(
         return np.ascontiguousarray(content)
     if out is None:
         out = np.empty((size, size, 3), np.uint8)
+    assert out.shape == (size, size, 3)  # numpy would broadcast
     top, left = (size - height) // 2, (size - width) // 2
     if height < size or width < size:
         out.fill(BORDER_GREY)
