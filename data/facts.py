@@ -18,7 +18,7 @@ from ray.data import Dataset
 from ray.exceptions import RayError
 
 from bintally.batch import ID
-from bintally.config import DataConfig
+from bintally.config import DataConfig, PixelConfig
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
 from bintally.image import check_header, decode_photo
 from data.bucket import open_bucket
@@ -26,7 +26,9 @@ from data.fetch import FetchedBin, fetch_bins
 from data.labels import parse_record
 from data.session import unwrap
 
-GREY_SIDE: Final = 224  # pixels; brightness and sharpness depend on the size, so it is the same for all photos
+# Brightness and sharpness depend on the size, so it is the same for all photos.
+GREY_SIDE: Final = 224
+GREY: Final = PixelConfig(size=GREY_SIDE)
 CLUTTER_SIDE: Final = 32
 THUMB_SIDE: Final = 16
 LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
@@ -90,7 +92,7 @@ def measure_bin(bin_id: str, record: bytes | None, photo: bytes | None) -> BinFa
             raise ImageError("missing_image")
         parsed = parse_record(record)
         width, height = check_header(photo)
-        grey = decode_photo(photo, GREY_SIDE).astype(np.float32) @ LUMA
+        grey = decode_photo(photo, GREY).astype(np.float32) @ LUMA
     except RowError as error:
         return BinFacts(bin_id=bin_id, fault=error.reason, detail=str(error))
     return BinFacts(
