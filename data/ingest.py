@@ -91,8 +91,9 @@ def load_training_rows(
             say(f"{split} rows by count: {mix}")
         (train, _), (val, _), num_train = rows["train"], rows["val"], sum(mixes["train"].values())
     else:
-        train_ids = _put_usable_ids(splits["train"], spec) if recipe.balanced else put_ids(splits["train"], data)
-        train, val = SplitRows(ids=train_ids), SplitRows(ids=put_ids(splits["val"], data))
+        train_ids = splits["train"]
+        table = IdTable.put(train_ids, usable_counts(train_ids, spec)) if recipe.balanced else put_ids(train_ids, data)
+        train, val = SplitRows(ids=table), SplitRows(ids=put_ids(splits["val"], data))
         num_train = num_ids["train"]
     return TrainingRows(train=train, val=val, spec=spec, clock=EpochClock.start(), num_train=num_train)
 
@@ -110,13 +111,13 @@ def put_ids(ids: list[str], data: DataConfig) -> IdTable:
     return IdTable.put(ids, list(listed_counts(ids, data.labels).values()))
 
 
-def _put_usable_ids(ids: list[str], spec: FetchSpec) -> IdTable:
-    """The ids with their labels; PADDING for those that cannot be used and will not be visited."""
+def usable_counts(ids: list[str], spec: FetchSpec) -> list[int]:
+    """The label of each id; PADDING for those that cannot be used and will not be visited, which are reported."""
     labels, max_count = spec.data.labels, spec.data.max_count
     counts = _recorded_counts(ids, spec) if labels is None else listed_counts(ids, labels)
     spec.ledger.record({bin_id: "count_above_max" for bin_id, count in counts.items() if count > max_count})
     usable = {bin_id: count for bin_id, count in counts.items() if count <= max_count}
-    return IdTable.put(ids, [usable.get(bin_id, PADDING) for bin_id in ids])
+    return [usable.get(bin_id, PADDING) for bin_id in ids]
 
 
 def _recorded_counts(ids: list[str], spec: FetchSpec) -> dict[str, int]:

@@ -6,6 +6,7 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
+import tyro
 
 from bintally.config import ModelConfig, Recipe, write_recipe
 from bintally.errors import ConfigError
@@ -69,9 +70,7 @@ def test_a_switch_left_out_leaves_what_the_recipe_switched_on() -> None:
 
 
 @pytest.mark.parametrize("ids", ["file:some/ids.txt", "file:./some/ids.txt", "file:some/../some/ids.txt"])
-def test_the_path_of_a_file_of_ids_becomes_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: str
-) -> None:
+def test_the_path_of_a_file_of_ids_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert SourceArgs(ids=ids).override(smoke().data).ids == f"file:{tmp_path}/some/ids.txt"
 
@@ -134,7 +133,7 @@ def test_one_percent_may_be_lost_by_default() -> None:
     "max_dropped", ["", "%", "many", "1%%", "1%x", "%1", "101%", "1.01", "-1%", "-0.1", "nan", "nan%", "inf", "1,5%"]
 )
 def test_max_dropped_that_is_no_share_is_refused_at_once(max_dropped: str) -> None:
-    with pytest.raises(ConfigError, match="max_dropped must be a share as 1% or 0.01"):
+    with pytest.raises(ConfigError, match=r"max_dropped must be a share as 1% or 0\.01"):
         ReadArgs(max_dropped=max_dropped)
 
 
@@ -203,6 +202,34 @@ def test_fit_keeps_how_the_recipe_visits_the_rows(tmp_path: Path) -> None:
 def test_fit_refuses_what_cannot_be_trained(args: FitArgs, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         args.resolve()
+
+
+@pytest.mark.parametrize("command", [FitArgs, SearchArgs])
+def test_flags_are_spelled_as_the_manual_has_them(command: type[FitArgs | SearchArgs]) -> None:
+    line = (
+        "--source file:///b --signed --ids range:1-9 --unpadded --labels /lists --split-by official --max-count 4"
+        " --max-images 9 --image-size 96 --resize letterbox --fast-decode --epoch-fraction 0.1 --balanced"
+        " --max-dropped 2% --stream"
+    )
+    args = tyro.cli(command, args=line.split())
+    assert args == command(
+        epoch_fraction=0.1,
+        balanced=True,
+        bucket=SourceArgs(
+            source="file:///b",
+            signed=True,
+            ids="range:1-9",
+            unpadded=True,
+            labels=Path("/lists"),
+            split_by="official",
+            max_count=4,
+            max_images=9,
+            image_size=96,
+            resize="letterbox",
+            fast_decode=True,
+        ),
+        read=ReadArgs(max_dropped="2%", stream=True),
+    )
 
 
 # tune/search.py

@@ -52,6 +52,8 @@ def test_no_field_is_lost_on_the_way(tmp_path: Path) -> None:
         model=ModelConfig(backbone="resnet18", weights="IMAGENET1K_V1"),
         optim=OptimConfig(lr=0.0123456789012345, global_batch_size=3, weight_decay=0.5, warmup_fraction=0.25),
         max_epochs=7,
+        epoch_fraction=0.1,
+        balanced=True,
         seed=12345,
     )
     write_recipe(recipe, tmp_path / "recipe.json")
@@ -60,7 +62,8 @@ def test_no_field_is_lost_on_the_way(tmp_path: Path) -> None:
 
 def test_fields_with_a_default_may_be_left_out() -> None:
     values = changed("seed", 0)
-    del values["seed"], values["data"]["max_count"], values["optim"]["weight_decay"]
+    del values["seed"], values["epoch_fraction"], values["balanced"]
+    del values["data"]["max_count"], values["data"]["resize"], values["optim"]["weight_decay"]
     assert recipe_from_dict(values) == smoke()
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 import pytest
@@ -45,7 +45,29 @@ def fetch(
     return block, ledger.drops
 
 
-def from_folder(folder: Path, ids: Sequence[str], *, max_count: int = 5, **more: Any) -> tuple[pa.Table, dict[str, str]]:
+def from_folder(
+    folder: Path, ids: Sequence[str], *, max_count: int = 5, first: int = 0, counts: Sequence[int] | None = None
+) -> tuple[pa.Table, dict[str, str]]:
+    return fetch(DataConfig(source=f"file://{folder}", max_count=max_count), ids, first=first, counts=counts)
+
+
+def record(self, drops: dict[str, str]) -> None:
+    """As `DropLedger.record`."""
+    self.drops |= drops
+
+
+def fetch(
+    data: DataConfig, ids: Sequence[str], *, first: int = 0, counts: Sequence[int] | None = None
+) -> tuple[pa.Table, dict[str, str]]:
+    """The rows of these ids, and the reasons of those that are none."""
+    ledger = Ledger()
+    block = fetch_block(FetchSpec(data=data, ledger=cast("DropLedger", ledger)), ids, first, counts)
+    return block, ledger.drops
+
+
+def from_folder(
+    folder: Path, ids: Sequence[str], *, max_count: int = 5, **more: Any
+) -> tuple[pa.Table, dict[str, str]]:
     return fetch(DataConfig(source=f"file://{folder}", max_count=max_count), ids, **more)
 
 

@@ -182,9 +182,7 @@ def test_counts_come_mixed() -> None:
     assert 250 < changes < 350  # of 599; class by class it would be 1, turn by turn 599
 
 
-@pytest.mark.parametrize(
-    ("epoch", "order"), [(1, [5, 9, 3, 8, 2, 7, 9, 9, 4, 6]), (2, [9, 9, 6, 1, 8, 0, 7, 9, 8, 1])]
-)
+@pytest.mark.parametrize(("epoch", "order"), [(1, [5, 9, 3, 8, 2, 7, 9, 9, 4, 6]), (2, [9, 9, 6, 1, 8, 0, 7, 9, 8, 1])])
 def test_the_balanced_order_is_the_same_on_every_machine_and_in_every_version(epoch: int, order: list[int]) -> None:
     counts = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, -1])
     assert balanced_order(counts, Sampling(seed=0, balanced=True), epoch).tolist() == order

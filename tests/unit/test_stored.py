@@ -1,6 +1,6 @@
 """Rows in memory, picked by the order of an epoch: exact batches, for any number of workers, from any position on."""
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def block(positions: list[int]) -> ArrayBatch:
 
 def open_rows(dropped: tuple[int, ...] = DROPPED, *, num_ids: int = NUM_IDS) -> OpenRows:
     cuts = [0, *CUTS, num_ids]
-    kept = [[p for p in range(*ends) if p not in dropped] for ends in zip(cuts, cuts[1:], strict=False)]
+    kept = [[p for p in range(*ends) if p not in dropped] for ends in pairwise(cuts)]
     return OpenRows([block(positions) for positions in kept], num_ids)
 
 
@@ -195,5 +195,3 @@ def test_batches_own_their_rows() -> None:
     first[COUNT][:] = 0
     assert shared[IMAGE][:, 0, 0, 0].tolist() == [0, 1, 2]
     assert global_batches(rows, np.arange(3))[0][COUNT].tolist() == [0, 1, 2, PADDING]
-
-
