@@ -51,26 +51,6 @@ def from_folder(
     return fetch(DataConfig(source=f"file://{folder}", max_count=max_count), ids, first=first, counts=counts)
 
 
-def record(self, drops: dict[str, str]) -> None:
-    """As `DropLedger.record`."""
-    self.drops |= drops
-
-
-def fetch(
-    data: DataConfig, ids: Sequence[str], *, first: int = 0, counts: Sequence[int] | None = None
-) -> tuple[pa.Table, dict[str, str]]:
-    """The rows of these ids, and the reasons of those that are none."""
-    ledger = Ledger()
-    block = fetch_block(FetchSpec(data=data, ledger=cast("DropLedger", ledger)), ids, first, counts)
-    return block, ledger.drops
-
-
-def from_folder(
-    folder: Path, ids: Sequence[str], *, max_count: int = 5, **more: Any
-) -> tuple[pa.Table, dict[str, str]]:
-    return fetch(DataConfig(source=f"file://{folder}", max_count=max_count), ids, **more)
-
-
 def record(count: int) -> bytes:
     items = {"B000000001": {"quantity": count}} if count else {}
     return json.dumps({"BIN_FCSKU_DATA": items, "EXPECTED_QUANTITY": count}).encode()
