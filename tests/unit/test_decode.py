@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, ArrayBatch
-from bintally.config import DataConfig
+from bintally.config import DataConfig, Resize
 from bintally.errors import ConfigError
 from bintally.image import decode_photo
 from data.decode import TASK_BYTES, TASK_ROWS, Share, decode_batches, decode_rows
@@ -105,7 +105,7 @@ def test_full_batches_hold_the_rows_in_their_order(table: MakeTable) -> None:
     assert column(batches, COUNT) == [[0, 1, 2, 3], [4, 5, 0, 1]]
     assert column(batches, BATCH_ROWS) == [[4] * 4, [4] * 4]
     assert column(batches, NEXT_POSITION) == [[110] * 4, [122] * 4]  # behind positions 109 and 121
-    photos = [decode_photo(data, SIZE) for data in rows[PHOTO].to_pylist()]
+    photos = [decode_photo(data, make_spec().data.pixels) for data in rows[PHOTO].to_pylist()]
     assert np.array_equal(np.concatenate([batch[IMAGE] for batch in batches]), photos)
 
 
@@ -191,7 +191,8 @@ def test_rows_have_the_columns_of_the_contract(table: MakeTable) -> None:
     assert batch[POSITION].tolist() == [100, 103, 106]
     assert {batch[name].dtype for name in (COUNT, POSITION)} == {np.dtype(np.int64)}
     assert batch[IMAGE].dtype == np.uint8
-    assert np.array_equal(batch[IMAGE], [decode_photo(data, SIZE) for data in rows[PHOTO].to_pylist()])
+    photos = [decode_photo(data, make_spec().data.pixels) for data in rows[PHOTO].to_pylist()]
+    assert np.array_equal(batch[IMAGE], photos)
     assert not np.array_equal(batch[IMAGE][0], batch[IMAGE][1])
 
 
@@ -222,6 +223,19 @@ def test_rows_of_a_block_in_chunks(table: MakeTable) -> None:
     assert chunked[PHOTO].num_chunks > 1
     batch, whole = decode_rows(chunked, make_spec()), decode_rows(rows, make_spec())
     assert all(np.array_equal(batch[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("fast_decode", [False, True])
+def test_pixels_take_the_one_path(table: MakeTable, photo: Photo, resize: Resize, fast_decode: bool) -> None:
+    data = DataConfig(source="file:///nowhere", image_size=32, resize=resize, fast_decode=fast_decode)
+    spec = FetchSpec(data=data, ledger=cast("DropLedger", Ledger()))
+    large = photo(seed=9, size=(200, 140))
+    rows = table(3, broken={1: large})
+    expected = [decode_photo(one, data.pixels) for one in rows[PHOTO].to_pylist()]
+    assert np.array_equal(decode_rows(rows, spec)[IMAGE], expected)
+    batch = decode_batches(rows, spec, Share(global_batch_size=3), num_batches=1)
+    assert np.array_equal(batch[IMAGE], expected)
 
 
 # Share

@@ -214,7 +214,7 @@ class SlowBucket:
 
 
 def fetch_all(bucket: SlowBucket, ids: list[str], *, with_records: bool = True) -> list[object]:
-    return list(asyncio.run(fetch_bins(cast("Bucket", bucket), ids, with_records=with_records)))
+    return list(fetch_bins(cast("Bucket", bucket), ids, with_records=with_records))
 
 
 def test_fetched_bins_keep_the_order_of_the_ids() -> None:
