@@ -14,6 +14,7 @@ from bintally.batch import COUNT, ID, POSITION
 from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, ImageError, LabelError, RowError, SourceUnreachableError
 from data.bucket import Bucket, open_bucket
+from data.cache import CacheConfig
 from data.drops import REASONS, DropLedger
 from data.fetch import MAX_IN_FLIGHT, PHOTO, FetchSpec, fetch_bins, fetch_block, photos_of, read_bin
 
@@ -136,6 +137,16 @@ def test_given_counts_replace_the_records_which_are_not_read(bucket_dir: MakeBuc
     block, drops = from_folder(folder, ids, counts=[4, 0, 6, 2])
     assert list(zip(block[ID].to_pylist(), block[COUNT].to_pylist(), strict=True)) == [("00001", 4), ("00002", 0)]
     assert drops == {"00003": "count_above_max", "00004": "missing_image"}
+
+
+def test_a_cached_bin_that_is_filtered_out_keeps_its_reason(bucket_dir: MakeBucket, tmp_path: Path) -> None:
+    ledger = Ledger()
+    data = DataConfig(source=f"file://{bucket_dir({'00001': 6, '00002': 1})}")
+    cache = CacheConfig(folder=str(tmp_path / "cache"), limit_bytes=10**9)
+    spec = FetchSpec(data=data, ledger=cast("DropLedger", ledger), cache=cache)
+    for _ in range(2):  # the cache has no photo of what is filtered out; that is no missing one
+        assert fetch_block(spec, ["00001", "00002"], 0)[ID].to_pylist() == ["00002"]
+        assert ledger.drops == {"00001": "count_above_max"}
 
 
 # When the source fails
@@ -274,6 +285,7 @@ def test_a_given_count_replaces_the_one_of_the_record(count: int) -> None:
         ((record(3), None), ImageError, "missing_image"),
         ((None, None), LabelError, "missing_label"),
         ((record(6), b"photo"), RowError, "count_above_max"),
+        ((record(6), None), RowError, "count_above_max"),
         ((b"{}", b"photo"), LabelError, "no_quantity"),
         (SourceUnreachableError("timed out"), RowError, "fetch_failed"),
     ],
