@@ -161,11 +161,11 @@ def read_bin(fetched: FetchedBin, max_count: int, count: int | None = None) -> t
     record, photo = fetched
     if record is None:
         raise LabelError("missing_label")
-    if photo is None:
-        raise ImageError("missing_image")
     label = parse_record(record).expected_quantity if count is None else count
     if label > max_count:
         raise RowError("count_above_max", str(label))
+    if photo is None:  # looked at last: the cache keeps no photo of a bin that is filtered out
+        raise ImageError("missing_image")
     return label, photo
 
 
