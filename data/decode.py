@@ -10,7 +10,7 @@ import pyarrow as pa
 from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, ArrayBatch
 from bintally.errors import ConfigError, ImageError
 from bintally.image import decode_photo
-from data.fetch import FetchSpec, photos_of
+from data.blocks import FetchSpec, photos_of
 
 TASK_ROWS: Final = 512  # what a task costs besides its work is spread over so many rows
 TASK_BYTES: Final = 80_000_000  # of decoded rows

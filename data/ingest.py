@@ -16,11 +16,11 @@ from bintally.batch import PADDING
 from bintally.config import DataConfig, Recipe
 from bintally.errors import ConfigError, NoUsableRowsError, RowError
 from data.args import ReadArgs
+from data.blocks import FetchSpec
 from data.bucket import open_bucket
 from data.cache import CacheConfig
 from data.clock import EpochClock
 from data.drops import DropLedger
-from data.fetch import FetchSpec
 from data.ids import choose_ids
 from data.official import listed_counts
 from data.pipeline import IdTable, stream_rows

@@ -11,10 +11,10 @@ import pytest
 
 from bintally.batch import BATCH_ROWS, COUNT, ID, NEXT_POSITION, PADDING, POSITION, ArrayBatch
 from bintally.config import DataConfig
+from data.blocks import FetchSpec
 from data.clock import EpochClock, _Clock
 from data.decode import Share, decode_batches, decode_rows
 from data.drops import DropLedger
-from data.fetch import FetchSpec
 from data.order import Sampling, balanced_order, epoch_order
 from data.pipeline import EpochOrder, IdTable, fetch_chunk
 from data.stored import OpenRows

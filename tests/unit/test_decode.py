@@ -12,9 +12,9 @@ from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING,
 from bintally.config import DataConfig, Resize
 from bintally.errors import ConfigError
 from bintally.image import decode_photo
+from data.blocks import PHOTO, FetchSpec
 from data.decode import TASK_BYTES, TASK_ROWS, Share, decode_batches, decode_rows
 from data.drops import DropLedger
-from data.fetch import PHOTO, FetchSpec
 
 SIZE = 16
 Photo = Callable[..., bytes]

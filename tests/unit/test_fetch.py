@@ -13,10 +13,11 @@ import pytest
 from bintally.batch import COUNT, ID, POSITION
 from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, ImageError, LabelError, RowError, SourceUnreachableError
+from data.blocks import PHOTO, FetchSpec, fetch_block, photos_of
 from data.bucket import Bucket, open_bucket
 from data.cache import CacheConfig
 from data.drops import REASONS, DropLedger
-from data.fetch import MAX_IN_FLIGHT, PHOTO, FetchSpec, fetch_bins, fetch_block, photos_of, read_bin
+from data.fetch import MAX_IN_FLIGHT, fetch_bins, read_bin
 
 MakeBucket = Callable[..., Path]
 Photo = Callable[..., bytes]

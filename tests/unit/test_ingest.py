@@ -9,8 +9,8 @@ import numpy as np
 
 from bintally.batch import PADDING
 from bintally.config import DataConfig
+from data.blocks import FetchSpec
 from data.drops import DropLedger
-from data.fetch import FetchSpec
 from data.ingest import count_mix, usable_counts
 
 MakeBucket = Callable[..., Path]
