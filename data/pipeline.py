@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import Dataset
+from ray.data import Dataset, ExecutionOptions, ExecutionResources
 
 from data.blocks import FetchSpec, fetch_block
 from data.clock import EpochClock
-from data.decode import Share, decode_batches, decode_rows
+from data.decode import TASK_BYTES, Share, decode_batches, decode_rows
 from data.order import Sampling, balanced_order, epoch_order
 
 BLOCK_IDS: Final = 512  # ids in one block; what a task costs besides its work is spread over so many
 MAX_CHUNKS: Final = 256  # tasks of one epoch: Ray's scheduling slows down with the number of blocks that wait
+BUFFERED_TASKS_PER_CPU: Final = 4  # blocks of decoded rows, being made or waiting
 FETCH_TASKS_PER_CPU: Final = 0.25  # one fetches faster than two CPUs decode, also at 30 ms per request
 
 _CHUNK: Final = "chunk"
@@ -100,14 +101,28 @@ def stream_batches(table: IdTable, spec: FetchSpec, order: EpochOrder, share: Sh
     )
 
 
+def execution_options() -> ExecutionOptions:
+    """How plans run: in order, since Ray else deals blocks to whoever is free, and in bounded memory.
+
+    Ray Train has to be given them, too: it runs plans with options of its own.
+    """
+    # Left to itself, Ray fills half of the object store with rows that nobody has asked for yet.
+    limit = ExecutionResources(object_store_memory=BUFFERED_TASKS_PER_CPU * TASK_BYTES * max(2.0, _num_cpus()))
+    return ExecutionOptions(preserve_order=True, resource_limits=limit)
+
+
+def _num_cpus() -> float:
+    return float(ray.cluster_resources().get("CPU", 0))
+
+
 def _fetched(table: IdTable, num_ids: int, spec: FetchSpec, order: EpochOrder) -> Dataset:
     num_chunks = min(MAX_CHUNKS, max(1, -(-num_ids // BLOCK_IDS)))
     chunks: Dataset = ray.data.from_blocks([pa.table({_CHUNK: [number]}) for number in range(num_chunks)])
-    chunks.context.execution_options.preserve_order = True
+    chunks.context.execution_options = execution_options()
     fetch = partial(fetch_chunk, num_chunks=num_chunks, table=table, spec=spec, order=order)
     # They wait more than they work. With a share of a CPU, they would leave less than decoding needs where a training
     # has one CPU for its data; without a limit, Ray would start them all, and the first block would wait for its turn.
-    concurrency = max(2, math.ceil(FETCH_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 0)))
+    concurrency = max(2, math.ceil(FETCH_TASKS_PER_CPU * _num_cpus()))
     return chunks.map_batches(fetch, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=concurrency)
 
 

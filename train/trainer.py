@@ -4,7 +4,6 @@ from pathlib import Path
 
 import ray
 import ray.train
-from ray.data import ExecutionOptions
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -12,6 +11,7 @@ from bintally.config import Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
 from bintally.model import build_model
 from data.args import ResourceArgs
+from data.pipeline import execution_options
 from data.training_rows import TrainingRows, sampling_of
 from train.loop import LoopConfig, train_loop
 
@@ -98,8 +98,7 @@ def build_trainer(
         train_loop_config=loop.pack(),
         scaling_config=ScalingConfig(num_workers=resources.num_workers, use_gpu=resources.use_gpu),
         datasets=plans,
-        # Without it, Ray splits by who is free, and the batches would depend on chance.
-        dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
+        dataset_config=ray.train.DataConfig(execution_options=execution_options()),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage_path),
