@@ -95,9 +95,12 @@ def stream_batches(table: IdTable, spec: FetchSpec, order: EpochOrder, share: Sh
     fetched = _fetched(table, num_ids, spec, order)
     decode = partial(decode_batches, spec=spec, share=share, num_batches=num_batches)
     # Ray fuses these two, so that each task gets exactly the rows of its batches, and gives a block to each worker.
-    return fetched.map_batches(
+    plan = fetched.map_batches(
         decode, batch_size=num_batches * share.global_batch_size, batch_format="pyarrow", num_cpus=DECODE_CPUS
     ).repartition(target_num_rows_per_block=num_batches * share.local_batch_size, strict=True)
+    # It fuses only what needs the same, and repartition, which takes no such argument, would need a whole CPU.
+    plan._logical_plan.dag.ray_remote_args["num_cpus"] = DECODE_CPUS  # noqa: SLF001
+    return plan
 
 
 def _fetched(table: IdTable, num_ids: int, spec: FetchSpec, order: EpochOrder) -> Dataset:
