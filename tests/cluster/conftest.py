@@ -1,12 +1,16 @@
 """Epochs as a training reads them: one thread per worker, and what all of them got put together."""
 
 import hashlib
+import io
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING, ArrayBatch
 from data.clock import EpochClock
@@ -95,3 +99,23 @@ def rows_of() -> Callable[[Sequence[GlobalBatch]], dict[str, int]]:
         return rows
 
     return gather
+
+
+@pytest.fixture(scope="session")
+def tiny_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More bins than one task fetches or decodes, each with a photo of its own; one in 50 has no record."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for name in ("bin-images", "metadata"):
+        (folder / name).mkdir()
+    random = np.random.default_rng(0)
+    for number in range(1_200):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8)).resize((40, 32)).save(file, "JPEG")
+        (folder / f"bin-images/{number:05d}.jpg").write_bytes(file.getvalue())
+        if number % 50:
+            # Skewed, as the counts of real bins are.
+            record = {"BIN_FCSKU_DATA": {}, "EXPECTED_QUANTITY": 0}
+            if count := min(5, number % 10):
+                record = {"BIN_FCSKU_DATA": {"B0": {"quantity": count}}, "EXPECTED_QUANTITY": count}
+            (folder / f"metadata/{number:05d}.json").write_text(json.dumps(record))
+    return folder

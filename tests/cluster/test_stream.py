@@ -1,6 +1,5 @@
 """Exact global batches: a matter of seed and epoch alone, not of workers, memory, or where an epoch is taken up."""
 
-import io
 import json
 import shutil
 from collections import Counter
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -34,26 +32,6 @@ OFFICIAL_MISSING = "00003"
 def _ray() -> Iterator[None]:
     with ray_session(num_cpus=4):
         yield
-
-
-@pytest.fixture(scope="module")
-def tiny_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More bins than one task fetches or decodes, each with a photo of its own; one in 50 has no record."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in ("bin-images", "metadata"):
-        (folder / name).mkdir()
-    random = np.random.default_rng(0)
-    for number in range(NUM_TINY):
-        file = io.BytesIO()
-        Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8)).resize((40, 32)).save(file, "JPEG")
-        (folder / f"bin-images/{number:05d}.jpg").write_bytes(file.getvalue())
-        if number % 50:
-            # Skewed, as the counts of real bins are.
-            record = {"BIN_FCSKU_DATA": {}, "EXPECTED_QUANTITY": 0}
-            if count := min(5, number % 10):
-                record = {"BIN_FCSKU_DATA": {"B0": {"quantity": count}}, "EXPECTED_QUANTITY": count}
-            (folder / f"metadata/{number:05d}.json").write_text(json.dumps(record))
-    return folder
 
 
 def tiny_counts(*, with_record: bool = True) -> dict[str, int]:
