@@ -27,6 +27,18 @@ Resize = Literal["squash", "letterbox"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PixelConfig:
+    """All that decides how the bytes of a photo become an array; the same in training and in the server."""
+
+    size: int
+    """Height and width in pixels that photos are resized to."""
+    resize: Resize = "squash"
+    """squash: the photo fills the square; letterbox: it keeps its aspect, with grey beside it."""
+    fast_decode: bool = False
+    """Decode JPEGs that are at least twice as large as needed at half their size: faster, not the same pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which bins, and how their photos become arrays."""
 
@@ -83,6 +95,11 @@ class DataConfig:
     def num_classes(self) -> int:
         """Counts 0..max_count."""
         return self.max_count + 1
+
+    @property
+    def pixels(self) -> PixelConfig:
+        """How the photos become arrays, for `bintally.image.decode_photo`."""
+        return PixelConfig(size=self.image_size, resize=self.resize, fast_decode=self.fast_decode)
 
 
 def _is_endpoint(url: str) -> bool:

@@ -1,12 +1,15 @@
 """The one pixel path: bytes of a photo to a uint8 array, the same in training and in the server.
 
 The header is checked before anything is decoded: a few kB can claim 13,000 x 13,000 pixels. EXIF orientation is
-ignored on both sides. Resizing is bilinear with antialiasing and squashes the photo to a square.
+ignored on both sides. Resizing is bilinear with antialiasing; the photo fills the square, or keeps its aspect.
+Against exact pixels, those of fast_decode have 29 dB of PSNR or more, and 36 dB in the median photo (test_resize.py).
 """
 
 import io
 import re
 import warnings
+from contextlib import suppress
+from typing import Final
 
 import numpy as np
 import simplejpeg
@@ -15,12 +18,14 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch.nn import functional as F
 
+from bintally.config import PixelConfig
 from bintally.errors import ImageError
 
 MIN_SIDE = 16
 MAX_SIDE = 10_000
 MAX_PIXELS = 25_000_000
 MAX_SCANS = 100  # a progressive JPEG can repeat its last scan to burn CPU
+BORDER_GREY: Final = 114  # beside a letterboxed photo; the usual grey, near the mean of natural photos
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -30,19 +35,42 @@ _END_OF_IMAGE = b"\xff\xd9"
 _SEGMENT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
 
-def decode_photo(data: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Decode one JPEG or PNG and squash it to size x size RGB.
+def decode_photo(
+    data: bytes, pixels: PixelConfig, out: UInt8[np.ndarray, "size size 3"] | None = None
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Decode one JPEG or PNG to size x size RGB.
+
+    Args:
+        data: the bytes of the photo.
+        pixels: how they become an array.
+        out: C-contiguous place for the result, as one photo of a batch, which saves stacking the batch in another
+            array. It stays as it is when the photo is refused. None makes an array.
+
+    Returns:
+        `out`, or an array that shares memory with nothing.
 
     Raises:
         ImageError: with reason `not_an_image`, `absurd_dimensions` or `truncated_image`.
     """
-    check_header(data)
-    pixels = _decode_jpeg(data) if data.startswith(_JPEG_MAGIC) else _decode_png(data)
-    # The batch axis first: permuted afterwards, the layout stays channels_last, and no copy has to turn it back.
-    nchw = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    # What torchvision's v2.resize does on uint8, without its import, which takes every data task a second.
-    resized = F.interpolate(nchw, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    width, height = check_header(data)
+    target = content_size(width, height, pixels)
+    if not data.startswith(_JPEG_MAGIC):
+        decoded = _decode_png(data)
+    elif pixels.fast_decode:
+        half_width, half_height = (width + 1) // 2, (height + 1) // 2
+        # Not below half, though a smaller scale may do: the result would visibly differ.
+        decoded = _decode_jpeg(data, min_width=max(target[0], half_width), min_height=max(target[1], half_height))
+    else:
+        decoded = _decode_jpeg(data)
+    return _place(_resize(decoded, *target), pixels.size, out)
+
+
+def content_size(width: int, height: int, pixels: PixelConfig) -> tuple[int, int]:
+    """Width and height in pixels that a photo of this width and height takes in the square."""
+    if pixels.resize == "squash":
+        return pixels.size, pixels.size
+    scale = pixels.size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def check_header(data: bytes) -> tuple[int, int]:
@@ -53,15 +81,7 @@ def check_header(data: bytes) -> tuple[int, int]:
     """
     if not data.startswith((_JPEG_MAGIC, _PNG_MAGIC)):
         raise ImageError("not_an_image", "the bytes are neither JPEG nor PNG")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limits follow
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as header:
-                width, height = header.size
-    except Image.DecompressionBombError:
-        raise ImageError("absurd_dimensions", "the header claims too many pixels") from None
-    except (OSError, ValueError, SyntaxError):
-        raise ImageError("not_an_image", "the header is damaged") from None
+    width, height = _read_size(data)
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise ImageError(
             "absurd_dimensions",
@@ -72,13 +92,31 @@ def check_header(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+def _read_size(data: bytes) -> tuple[int, int]:
+    if data.startswith(_JPEG_MAGIC):
+        with suppress(ValueError):  # Pillow then tells a header that is none from one that only this decoder refuses
+            height, width, _colours, _subsampling = simplejpeg.decode_jpeg_header(data)  # 15 times as fast as Pillow
+            return width, height
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limits follow
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as header:
+                width, height = header.size
+    except Image.DecompressionBombError:
+        raise ImageError("absurd_dimensions", "the header claims too many pixels") from None
+    except (OSError, ValueError, SyntaxError):
+        raise ImageError("not_an_image", "the header is damaged") from None
+    return width, height
+
+
 def _has_too_many_scans(jpeg: bytes) -> bool:
     """Whether a decoder would meet more than MAX_SCANS scans, whatever the kind of JPEG.
 
-    Every scan begins with the two bytes of its marker, so their number is a bound that costs 0.04 ms for a usual photo.
+    Every scan begins with the two bytes of its marker, so their number is a bound that costs 0.01 ms for a usual photo.
     Only when they are many, as in a thumbnail or a comment, the segments are walked as a decoder walks them.
     """
-    if jpeg.count(_START_OF_SCAN) <= MAX_SCANS:
+    codes = np.frombuffer(jpeg, np.uint8)
+    if np.count_nonzero((codes[:-1] == _START_OF_SCAN[0]) & (codes[1:] == _START_OF_SCAN[1])) <= MAX_SCANS:
         return False
     num_scans, position = 0, 2
     while (marker := _SEGMENT_MARKER.search(jpeg, position)) and marker[0] != _END_OF_IMAGE and num_scans <= MAX_SCANS:
@@ -87,12 +125,20 @@ def _has_too_many_scans(jpeg: bytes) -> bool:
     return num_scans > MAX_SCANS
 
 
-def _decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+def _decode_jpeg(data: bytes, *, min_width: int = 0, min_height: int = 0) -> UInt8[np.ndarray, "height width 3"]:
+    """At half size if that is at least so wide and high, else at full size; 0 sets no minimum and keeps full size."""
     try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        decoded: np.ndarray = simplejpeg.decode_jpeg(
+            data,
+            colorspace="RGB",
+            min_width=min_width,
+            min_height=min_height,
+            min_factor=2,  # scales between 1/2 and 1 are slower than 1
+            strict=True,
+        )
     except ValueError as error:
         raise ImageError("truncated_image", str(error)) from None
-    return pixels
+    return decoded
 
 
 def _decode_png(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
@@ -106,3 +152,30 @@ def _decode_png(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError("truncated_image", str(error)) from None
+
+
+def _resize(
+    decoded: UInt8[np.ndarray, "height width 3"], width: int, height: int
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    # The batch axis first: permuted afterwards, the layout stays channels_last, and no copy has to turn it back.
+    nchw = torch.from_numpy(decoded)[None].permute(0, 3, 1, 2)
+    # What torchvision's v2.resize does on uint8, without its import, which takes every data task a second.
+    resized = F.interpolate(nchw, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _place(
+    content: UInt8[np.ndarray, "height width 3"], size: int, out: UInt8[np.ndarray, "size size 3"] | None
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Centre the content in the square; where it does not cover it, grey."""
+    height, width, _ = content.shape
+    if out is None and height == width == size:
+        return np.ascontiguousarray(content)
+    if out is None:
+        out = np.empty((size, size, 3), np.uint8)
+    assert out.shape == (size, size, 3)  # numpy would broadcast
+    top, left = (size - height) // 2, (size - width) // 2
+    if height < size or width < size:
+        out.fill(BORDER_GREY)
+    out[top : top + height, left : left + width] = content
+    return out

@@ -76,9 +76,15 @@ class ReadArgs:
     """Stop when more ids than this are lost to faults (broken or missing objects), as 1% or 0.01 of all ids read."""
     stream: bool = False
     """Read the rows from the bucket anew each epoch, even if they would fit into memory."""
+    cache: Path | None = None
+    """Folder on each node's disk that keeps what was fetched, for later epochs and other trials."""
+    cache_gb: float = 100.0
+    """Size that the cache never exceeds; all of ABID's bins of up to 5 items take 22 GB."""
 
     def __post_init__(self) -> None:
         self.max_faults(0)
+        if not 0 < self.cache_gb < math.inf:
+            raise ConfigError(f"cache_gb must be more than 0, not {self.cache_gb}")
 
     def max_faults(self, num_ids: int) -> int:
         """How many of so many ids may be lost.
@@ -94,6 +100,10 @@ class ReadArgs:
         if rest or not 0 <= share <= 1:
             raise ConfigError(f"max_dropped must be a share as 1% or 0.01, not {self.max_dropped!r}")
         return math.floor(num_ids * share)
+
+    def absolute(self) -> "ReadArgs":
+        """The same with an absolute cache folder, as a resumed search needs it."""
+        return self if self.cache is None else replace(self, cache=self.cache.resolve())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,7 +92,7 @@ def _decode_into(images: np.ndarray, places: np.ndarray, table: pa.Table, spec: 
     drops: dict[str, str] = {}
     for number, photo in enumerate(photos_of(table)):
         try:
-            images[places[number]] = decode_photo(photo, spec.data.image_size)
+            decode_photo(photo, spec.data.pixels, out=images[places[number]])
         except ImageError as error:
             good[number] = False
             drops[table[ID][number].as_py()] = error.reason

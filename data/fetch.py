@@ -16,8 +16,10 @@ from bintally.batch import COUNT, ID, POSITION
 from bintally.config import DataConfig
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
 from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket, open_bucket
+from data.cache import CacheConfig, open_cache
 from data.drops import DropLedger
 from data.labels import parse_record
+from data.shards import CachedBin
 
 MAX_IN_FLIGHT: Final = 128  # GETs under way per task; hides latency, stays far below S3's request limits
 PHOTO: Final = "photo"
@@ -33,6 +35,8 @@ class FetchSpec:
     data: DataConfig
     ledger: DropLedger
     """Hears of every dropped id."""
+    cache: CacheConfig | None = None
+    """Where this node keeps what it fetched; None keeps nothing."""
 
 
 def fetch_block(spec: FetchSpec, ids: Sequence[str], first: int, counts: Sequence[int] | None = None) -> pa.Table:
@@ -48,9 +52,7 @@ def fetch_block(spec: FetchSpec, ids: Sequence[str], first: int, counts: Sequenc
         AccessDeniedError: an object may not be read; that is no matter of one row.
         SourceUnreachableError: nothing of the whole block could be fetched.
     """
-    fetched = asyncio.run(fetch_bins(open_bucket(spec.data), ids, with_records=counts is None))
-    if ids and all(isinstance(one, SourceUnreachableError) for one in fetched):
-        raise SourceUnreachableError(f"none of {len(ids)} bins could be fetched; the first: {fetched[0]}")
+    fetched = _fetch_or_recall(spec, ids, with_records=counts is None)
     rows: list[tuple[str, int, int, bytes]] = []
     drops: dict[str, str] = {}
     for number, (bin_id, one) in enumerate(zip(ids, fetched, strict=True)):
@@ -64,8 +66,8 @@ def fetch_block(spec: FetchSpec, ids: Sequence[str], first: int, counts: Sequenc
     return _to_table(rows)
 
 
-async def fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool = True) -> list[FetchedBin]:
-    """Record and photo of each id, in the order of the ids, MAX_IN_FLIGHT requests at a time.
+def fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool = True) -> list[FetchedBin]:
+    """Record and photo of each id, in the order of the ids, on an event loop of their own.
 
     Args:
         bucket: where from.
@@ -74,7 +76,56 @@ async def fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool =
 
     Raises:
         AccessDeniedError: an object may not be read.
+        SourceUnreachableError: nothing of them could be fetched.
     """
+    fetched = asyncio.run(_fetch_bins(bucket, ids, with_records=with_records))
+    _check_any(fetched)
+    return fetched
+
+
+def _check_any(fetched: Sequence[FetchedBin]) -> None:
+    if fetched and all(isinstance(one, SourceUnreachableError) for one in fetched):
+        raise SourceUnreachableError(f"none of {len(fetched)} bins could be fetched; the first: {fetched[0]}")
+
+
+def _fetch_or_recall(spec: FetchSpec, ids: Sequence[str], *, with_records: bool) -> list[FetchedBin]:
+    """As `fetch_bins`, but what the cache holds is not fetched, and what is fetched whole is kept there."""
+    bucket = open_bucket(spec.data)
+    if spec.cache is None:
+        return fetch_bins(bucket, ids, with_records=with_records)
+    cache = open_cache(spec.cache, f"{bucket.where} {'bins' if with_records else 'photos'}")
+    found: dict[str, FetchedBin] = {
+        bin_id: bin_ for bin_id, bin_ in cache.get_many(ids).items() if not _lacks_photo(bin_, spec.data.max_count)
+    }
+    missing = [bin_id for bin_id in ids if bin_id not in found]
+    fetched = dict(zip(missing, asyncio.run(_fetch_bins(bucket, missing, with_records=with_records)), strict=True))
+    cache.put_many(dict(_worth_keeping(fetched, spec.data.max_count)))
+    together = [found.get(bin_id) or fetched[bin_id] for bin_id in ids]
+    _check_any(together)
+    return together
+
+
+def _lacks_photo(cached: CachedBin, max_count: int) -> bool:
+    """Whether a cached bin was put without its photo by a run with a lower max_count."""
+    record, photo = cached
+    return photo is None and not _is_filtered(record, max_count)
+
+
+def _worth_keeping(fetched: dict[str, FetchedBin], max_count: int) -> Iterator[tuple[str, CachedBin]]:
+    """Whole bins; of those that max_count filters out, the record alone."""
+    for bin_id, one in fetched.items():
+        if not isinstance(one, SourceUnreachableError) and one[0] is not None and one[1] is not None:
+            yield bin_id, (one[0], None if _is_filtered(one[0], max_count) else one[1])
+
+
+def _is_filtered(record: bytes, max_count: int) -> bool:
+    try:
+        return bool(record) and parse_record(record).expected_quantity > max_count
+    except LabelError:
+        return False
+
+
+async def _fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool) -> list[FetchedBin]:
     slots = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def get(key: str) -> bytes | None:

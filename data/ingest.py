@@ -15,7 +15,9 @@ from ray.exceptions import RayError
 from bintally.batch import PADDING
 from bintally.config import DataConfig, Recipe
 from bintally.errors import ConfigError, NoUsableRowsError, RowError
+from data.args import ReadArgs
 from data.bucket import open_bucket
+from data.cache import CacheConfig
 from data.clock import EpochClock
 from data.drops import DropLedger
 from data.fetch import FetchSpec
@@ -29,6 +31,7 @@ from data.split import Split, make_splitter, split_ids
 from data.stored import StoredRows
 from data.training_rows import SplitRows, TrainingRows
 
+CACHE_KEEP_S: Final = 6 * 3600.0  # longer than an epoch, or a bucket larger than the cache would wash through it
 MEMORY_SHARE: Final = 0.4  # of the object store; the rest is for batches on their way
 
 
@@ -64,7 +67,7 @@ def describe_splits(splits: dict[Split, list[str]], num_ids: int) -> str:
 
 
 def load_training_rows(
-    splits: dict[Split, list[str]], recipe: Recipe, ledger: DropLedger, *, stream: bool = False
+    splits: dict[Split, list[str]], recipe: Recipe, ledger: DropLedger, read: ReadArgs
 ) -> TrainingRows:
     """Fetch, or prepare to stream, the training and validation rows.
 
@@ -72,16 +75,16 @@ def load_training_rows(
         splits: ids by split.
         recipe: where the rows lie and how epochs visit them.
         ledger: hears of every dropped id.
-        stream: keep nothing in memory, even if it would fit.
+        read: whether to keep them in memory or on disk.
 
     Raises:
         SourceError: the bucket cannot be read, or no row of a split can be used.
     """
     data = recipe.data
-    spec = FetchSpec(data=data, ledger=ledger)
+    spec = FetchSpec(data=data, ledger=ledger, cache=cache_of(read, data))
     num_ids: dict[Split, int] = {"train": len(splits["train"]), "val": len(splits["val"])}
     num_bytes = sum(num_ids.values()) * data.image_size**2 * 3
-    in_memory = not stream and num_bytes <= MEMORY_SHARE * smallest_object_store()
+    in_memory = not read.stream and num_bytes <= MEMORY_SHARE * smallest_object_store()
     say(f"about {num_bytes / 1e9:.2f} GB decoded: " + ("kept in memory" if in_memory else "streamed each epoch"))
     if in_memory:
         rows = {split: _fetch(put_ids(splits[split], data), split, spec) for split in num_ids}
@@ -96,6 +99,16 @@ def load_training_rows(
         train, val = SplitRows(ids=train_ids), SplitRows(ids=put_ids(splits["val"], data))
         num_train = num_ids["train"]
     return TrainingRows(train=train, val=val, spec=spec, clock=EpochClock.start(), num_train=num_train)
+
+
+def cache_of(read: ReadArgs, data: DataConfig) -> CacheConfig | None:
+    """Where fetched bins are kept; nowhere if the source is a folder already."""
+    if read.cache is None:
+        return None
+    if data.source.startswith("file://"):
+        say("--cache has no use for a file:// source, and is left alone")
+        return None
+    return CacheConfig(folder=str(read.cache.resolve()), limit_bytes=int(read.cache_gb * 1e9), keep_s=CACHE_KEEP_S)
 
 
 def smallest_object_store() -> float:

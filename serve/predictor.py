@@ -55,7 +55,7 @@ class Predictor:
         Raises:
             ImageError: the bytes are no usable photo.
         """
-        return decode_photo(data, self._checkpoint.recipe.data.image_size)
+        return decode_photo(data, self._checkpoint.recipe.data.pixels)
 
     def count(self, photos: Sequence[Photo]) -> list[Prediction]:
         """Count in one forward pass.

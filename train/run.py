@@ -36,7 +36,7 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
     with ray_session(resources.num_cpus):
         trainings_at_once(cluster_resources(), resources)
         ledger = DropLedger.start(max_faults=read.max_faults(len(splits["train"]) + len(splits["val"])))
-        rows = load_training_rows(splits, recipe, ledger, stream=read.stream)
+        rows = load_training_rows(splits, recipe, ledger, read)
         check_fits(recipe, resources, rows.num_train)
         write_recipe(recipe, run_dir / "recipe.json")
         say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")

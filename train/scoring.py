@@ -19,7 +19,7 @@ from bintally.metrics import CountTally
 from data.args import ReadArgs
 from data.drops import DropLedger, format_table
 from data.fetch import FetchSpec
-from data.ingest import list_splits, put_ids
+from data.ingest import cache_of, list_splits, put_ids
 from data.pipeline import stream_rows
 from data.progress import say
 from data.session import ray_session, unwrap
@@ -63,7 +63,7 @@ def evaluate(
         predictions: list[Prediction] = []
         photos: list[np.ndarray] = []
         try:
-            rows = stream_rows(put_ids(ids, data), FetchSpec(data=data, ledger=ledger))
+            rows = stream_rows(put_ids(ids, data), FetchSpec(data=data, ledger=ledger, cache=cache_of(read, data)))
             for batch in rows.iter_batches(batch_size=BATCH):
                 probabilities = checkpoint.predict(batch[IMAGE])
                 tally = tally + tally_of(probabilities, batch[COUNT])

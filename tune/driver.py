@@ -45,7 +45,7 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         at_once = min(trainings_at_once(cluster_resources(), config.resources), config.num_trials)
         num_ids = len(splits["train"]) + len(splits["val"])
         ledger = DropLedger.start(max_faults=config.read.max_faults(num_ids))
-        rows = load_training_rows(splits, config.recipe, ledger, stream=config.read.stream)
+        rows = load_training_rows(splits, config.recipe, ledger, config.read)
         for point in config.points():
             check_fits(point, config.resources, rows.num_train)
         tuner = _build_tuner(config, rows, run_dir, at_once, resume=resume)

@@ -1,6 +1,6 @@
 """The rows on Ray Data: this project's stream, and the readers that Ray brings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from urllib.parse import urlsplit
 
@@ -10,23 +10,41 @@ from ray.data import Dataset
 
 from benchmarks.parts.boto import add_count
 from benchmarks.parts.job import BATCH_SIZE, BUCKET, IMAGE_SIZE, Job, Sums
-from bintally.batch import COUNT, IMAGE
+from bintally.batch import COUNT, IMAGE, PADDING
 from bintally.config import DataConfig
+from data.clock import EpochClock
+from data.decode import Share
 from data.drops import DropLedger
-from data.pipeline import stream_rows
+from data.feed import Feed, FeedSpec
+from data.fetch import FetchSpec
+from data.order import Sampling
+from data.pipeline import EpochOrder, IdTable, stream_batches
 
 MAX_COUNT = 30  # the synthetic bucket's largest; nothing is filtered out
 
 
 def bintally(job: Job) -> Iterator[Sums]:
-    """`data.pipeline.stream_rows`, as training eats it."""
-    config = DataConfig(source=f"s3://{BUCKET}", endpoint_url=job.endpoint, image_size=IMAGE_SIZE, max_count=MAX_COUNT)
-    yield from _sums(stream_rows(job.ids, config, _ledger()))
+    """Shuffled exact batches, as a training with one worker reads them."""
+    feed = _feed(job.endpoint, tuple(job.ids))
+    for batch in feed.epoch(1):
+        assert batch[IMAGE].shape[1:] == (IMAGE_SIZE, IMAGE_SIZE, 3)
+        real = batch[COUNT] != PADDING
+        yield Sums(num_rows=int(real.sum()), label_sum=int(batch[COUNT][real].sum()))
 
 
 @cache
-def _ledger() -> DropLedger:
-    return DropLedger.start()  # an actor, so a process; one per run, as in training
+def _feed(endpoint: str, ids: tuple[str, ...]) -> Feed:
+    return make_feed(endpoint, ids)  # with its processes, once per run, as in training
+
+
+def make_feed(endpoint: str, ids: Sequence[str]) -> Feed:
+    """What Ray Train gives the only worker of a training."""
+    config = DataConfig(source=f"s3://{BUCKET}", endpoint_url=endpoint, image_size=IMAGE_SIZE, max_count=MAX_COUNT)
+    spec = FetchSpec(data=config, ledger=DropLedger.start())
+    share, sampling, clock = Share(global_batch_size=BATCH_SIZE), Sampling(seed=0), EpochClock.start()
+    plan = stream_batches(IdTable.put(ids), spec, EpochOrder(sampling=sampling, clock=clock), share)
+    shard = plan.streaming_split(1, equal=True)[0]
+    return FeedSpec(share=share, sampling=sampling, clock=clock, stored=None).open(0, shard)
 
 
 def ray_read_images(job: Job) -> Iterator[Sums]:

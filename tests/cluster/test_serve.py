@@ -142,7 +142,7 @@ def test_numbers_equal_the_core_bit_for_bit(
 ) -> None:
     photo = make_photo(format_name)
     checkpoint = load_checkpoint(checkpoint_dir)
-    expected = checkpoint.predict(decode_photo(photo, checkpoint.recipe.data.image_size)[None])[0]
+    expected = checkpoint.predict(decode_photo(photo, checkpoint.recipe.data.pixels)[None])[0]
     assert post(server, photo, content_type) == (
         200,
         {

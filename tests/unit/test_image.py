@@ -1,4 +1,4 @@
-"""The one pixel path: what is decoded, and what is refused before it costs anything."""
+"""The one pixel path: what is decoded, and what is refused before it costs anything. Resizing: test_resize.py."""
 
 import io
 import random
@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bintally.config import PixelConfig
 from bintally.errors import ImageError
 from bintally.image import MAX_SCANS, check_header, decode_photo
 
 Photo = Callable[..., bytes]
 
 SOS = b"\xff\xda"
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """As a recipe of this size decodes that says nothing else."""
+    return decode_photo(data, PixelConfig(size=size))
 
 
 def by_pillow(data: bytes, size: int) -> np.ndarray:
@@ -41,7 +47,7 @@ def with_scans(progressive: bytes, num_scans: int) -> bytes:
 
 def reason_of(data: bytes) -> str:
     with pytest.raises(ImageError) as caught:
-        decode_photo(data, 32)
+        decode(data, 32)
     return caught.value.reason
 
 
@@ -52,7 +58,7 @@ def reason_of(data: bytes) -> str:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_jpeg_comes_out_as_from_pillow(photo: Photo, mode: str, size: int) -> None:
     data = photo("JPEG", mode=mode, size=(120, 90))
-    pixels = decode_photo(data, size)
+    pixels = decode(data, size)
     assert pixels.shape == (size, size, 3)
     assert pixels.dtype == np.uint8
     difference = np.abs(pixels.astype(int) - by_pillow(data, size))
@@ -66,13 +72,13 @@ def test_downsizing_is_antialiased() -> None:
     lines[:, ::8] = 255  # without antialiasing, every output pixel would fall between two lines
     file = io.BytesIO()
     Image.fromarray(lines).save(file, "PNG")
-    assert decode_photo(file.getvalue(), 32).mean() == pytest.approx(255 / 8, abs=2)
+    assert decode(file.getvalue(), 32).mean() == pytest.approx(255 / 8, abs=2)
 
 
 def test_channels_are_red_green_blue() -> None:
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 100, 30)).save(file, "JPEG", quality=95)
-    assert np.abs(decode_photo(file.getvalue(), 32).astype(int) - (200, 100, 30)).max() <= 3
+    assert np.abs(decode(file.getvalue(), 32).astype(int) - (200, 100, 30)).max() <= 3
 
 
 def test_the_photo_is_squashed_not_cropped() -> None:
@@ -80,7 +86,7 @@ def test_the_photo_is_squashed_not_cropped() -> None:
     halves[:, 80:] = 255
     file = io.BytesIO()
     Image.fromarray(halves).save(file, "PNG")
-    pixels = decode_photo(file.getvalue(), 32)
+    pixels = decode(file.getvalue(), 32)
     assert (pixels[:, :15] == 0).all()
     assert (pixels[:, 17:] == 255).all()
 
@@ -88,11 +94,11 @@ def test_the_photo_is_squashed_not_cropped() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
 def test_a_png_of_the_right_size_comes_out_as_it_is(photo: Photo, mode: str) -> None:
     data = photo("PNG", mode=mode, size=(64, 64))
-    assert np.array_equal(decode_photo(data, 64), by_pillow(data, 64))
+    assert np.array_equal(decode(data, 64), by_pillow(data, 64))
 
 
 def test_the_result_is_contiguous_and_may_be_written(photo: Photo) -> None:
-    pixels = decode_photo(photo(), 32)
+    pixels = decode(photo(), 32)
     assert pixels.flags.c_contiguous
     assert pixels.flags.writeable
 
@@ -100,13 +106,13 @@ def test_the_result_is_contiguous_and_may_be_written(photo: Photo) -> None:
 def test_exif_orientation_is_ignored(photo: Photo) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn me by 90 degrees"
-    assert np.array_equal(decode_photo(photo(exif=exif), 32), decode_photo(photo(), 32))
+    assert np.array_equal(decode(photo(exif=exif), 32), decode(photo(), 32))
 
 
 def test_a_progressive_jpeg_is_a_photo_like_any_other(photo: Photo) -> None:
     data = photo(progressive=True)
     assert data.count(SOS) > 1
-    assert np.abs(decode_photo(data, 64).astype(int) - by_pillow(data, 64)).max() <= 8
+    assert np.abs(decode(data, 64).astype(int) - by_pillow(data, 64)).max() <= 8
 
 
 @pytest.mark.parametrize("side", [16, 10_000])
@@ -121,7 +127,7 @@ def test_bytes_that_look_like_scans_do_not_count(photo: Photo, format_name: str)
         data = data[:-12] + png_chunk(b"biNt", SOS * (MAX_SCANS + 1)) + data[-12:]
     else:  # an embedded thumbnail, a vendor's block in EXIF
         data = photo("JPEG", comment=SOS * (MAX_SCANS + 1))
-    assert decode_photo(data, 32).shape == (32, 32, 3)
+    assert decode(data, 32).shape == (32, 32, 3)
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -134,15 +140,15 @@ def test_a_palette_with_alpha_does_not_warn(photo: Photo) -> None:
     data = photo("PNG", mode="P", transparency=bytes(range(200)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pixels = decode_photo(data, 32)
+        pixels = decode(data, 32)
     assert caught == []
-    assert np.array_equal(pixels, decode_photo(photo("PNG", mode="P"), 32))
+    assert np.array_equal(pixels, decode(photo("PNG", mode="P"), 32))
 
 
 def test_a_16_bit_png_keeps_its_brightness() -> None:
     file = io.BytesIO()
     Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16).save(file, "PNG")
-    pixels = decode_photo(file.getvalue(), 64)
+    pixels = decode(file.getvalue(), 64)
     assert np.array_equal(pixels[:, :, 0].ravel(), np.arange(64 * 64) * 16 // 256)
     assert (pixels == pixels[:, :, :1]).all()
 
@@ -219,7 +225,7 @@ def one_scan_per_channel(photo: Photo, num_repeats: int = 0) -> bytes:
 
 def test_a_baseline_jpeg_of_several_scans_can_be_a_bomb_as_well(photo: Photo) -> None:
     whole, most = one_scan_per_channel(photo), one_scan_per_channel(photo, MAX_SCANS - 3)
-    assert np.array_equal(decode_photo(whole, 32), decode_photo(most, 32))
+    assert np.array_equal(decode(whole, 32), decode(most, 32))
     assert reason_of(one_scan_per_channel(photo, MAX_SCANS - 2)) == "absurd_dimensions"
 
 
@@ -230,7 +236,10 @@ def test_a_bomb_cannot_hide_behind_fill_bytes_and_comments(photo: Photo) -> None
     assert reason_of(hidden) == "absurd_dimensions"
 
 
-def test_damaged_bytes_never_cause_another_error(photo: Photo) -> None:
+@pytest.mark.parametrize(
+    "pixels", [PixelConfig(size=16), PixelConfig(size=16, resize="letterbox", fast_decode=True)], ids=["exact", "fast"]
+)
+def test_damaged_bytes_never_cause_another_error(photo: Photo, pixels: PixelConfig) -> None:
     draw = random.Random(0)  # noqa: S311  # reproducible, no secret
     whole = [photo("JPEG"), photo(progressive=True), photo("PNG"), photo("PNG", mode="P"), photo("PNG", mode="LA")]
     num_refused = 0
@@ -239,7 +248,7 @@ def test_damaged_bytes_never_cause_another_error(photo: Photo) -> None:
         for _ in range(draw.randint(1, 4)):
             data[draw.randrange(len(data) if draw.random() < 0.4 else 100)] = draw.randrange(256)
         try:
-            decode_photo(bytes(data), 16)
+            decode_photo(bytes(data), pixels)
         except ImageError:
             num_refused += 1
     assert num_refused > 100

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bintally.batch import COUNT, ID, IMAGE, ArrayBatch
-from bintally.config import DataConfig
+from bintally.config import DataConfig, Resize
 from bintally.errors import AccessDeniedError, ImageError, LabelError, RowError, SourceUnreachableError
 from bintally.image import decode_photo
 from data.bucket import Bucket, open_bucket
@@ -57,11 +57,14 @@ def test_rows_have_the_columns_of_the_contract(bucket_dir: MakeBucket) -> None:
     assert drops == {}
 
 
-def test_pixels_take_the_one_path(bucket_dir: MakeBucket) -> None:
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("fast_decode", [False, True])
+def test_pixels_take_the_one_path(bucket_dir: MakeBucket, resize: Resize, fast_decode: bool) -> None:
     folder = bucket_dir({"00001": 0, "00002": 3})
-    rows, _ = from_folder(folder, ["00001", "00002"])
+    data = DataConfig(source=f"file://{folder}", image_size=32, resize=resize, fast_decode=fast_decode)
+    rows, _ = fetch(data, ["00001", "00002"])
     for bin_id, image in zip(rows[ID], rows[IMAGE], strict=True):
-        assert np.array_equal(image, decode_photo((folder / f"bin-images/{bin_id}.jpg").read_bytes(), 32))
+        assert np.array_equal(image, decode_photo((folder / f"bin-images/{bin_id}.jpg").read_bytes(), data.pixels))
     assert not np.array_equal(rows[IMAGE][0], rows[IMAGE][1])
 
 

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from bintally.checkpoint import load_checkpoint, save_checkpoint
+from bintally.config import PixelConfig, Recipe, Resize
 from bintally.errors import CheckpointError, ImageError
 from bintally.image import decode_photo
 from bintally.model import build_model
@@ -25,8 +27,8 @@ def make_photo(format_name: str = "JPEG", *, seed: int = 0, size: tuple[int, int
     return file.getvalue()
 
 
-def make_checkpoint(path: Path, *, fill: float | None = None) -> Path:
-    recipe = smoke()
+def make_checkpoint(path: Path, *, fill: float | None = None, recipe: Recipe | None = None) -> Path:
+    recipe = recipe or smoke()
     torch.manual_seed(0)
     model = build_model(recipe.model, num_classes=recipe.data.num_classes)
     if fill is not None:
@@ -50,13 +52,27 @@ def predictor(checkpoint_dir: Path) -> Predictor:
 def test_numbers_equal_the_core_bit_for_bit(predictor: Predictor, checkpoint_dir: Path, format_name: str) -> None:
     photo = make_photo(format_name)
     checkpoint = load_checkpoint(checkpoint_dir)
-    expected = checkpoint.predict(decode_photo(photo, checkpoint.recipe.data.image_size)[None])[0]
+    expected = checkpoint.predict(decode_photo(photo, checkpoint.recipe.data.pixels)[None])[0]
 
     (prediction,) = predictor.count([predictor.decode(photo)])
 
     assert prediction.probabilities == tuple(expected.tolist())
     assert prediction.count == int(expected.argmax())
     assert predictor.version == checkpoint.version
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("fast_decode", [False, True])
+def test_photos_are_resized_as_the_recipe_says(tmp_path: Path, resize: Resize, fast_decode: bool) -> None:
+    """test_pipeline_rows.py holds the stream of training to the same arrays."""
+    recipe = smoke()
+    recipe = replace(recipe, data=replace(recipe.data, resize=resize, fast_decode=fast_decode))
+    predictor = Predictor.load(make_checkpoint(tmp_path / "checkpoint", recipe=recipe))
+    photo = make_photo(size=(120, 90))
+    pixels = PixelConfig(size=recipe.data.image_size, resize=resize, fast_decode=fast_decode)
+    assert np.array_equal(predictor.decode(photo), decode_photo(photo, pixels))
+    other = replace(pixels, fast_decode=not fast_decode)  # the setting matters for this photo
+    assert not np.array_equal(predictor.decode(photo), decode_photo(photo, other))
 
 
 def test_probabilities_cover_every_count_and_add_up(predictor: Predictor) -> None:
