@@ -111,6 +111,13 @@ def spec_of(endpoint: str, image_size: int = 32, max_faults: int | None = None) 
 # The processes of this test's Ray
 
 
+def title_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def ray_workers() -> dict[int, str]:
     """Process ids and titles of the Ray workers below this process: of nobody else's."""
     parents: dict[int, int] = {}
@@ -124,11 +131,7 @@ def ray_workers() -> dict[int, str]:
         ancestor: int | None = pid
         while ancestor is not None and ancestor != os.getpid():
             ancestor = parents.get(ancestor)
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if ancestor is not None and title.startswith("ray::"):
+        if ancestor is not None and (title := title_of(pid)).startswith("ray::"):
             workers[pid] = title
     return workers
 
@@ -146,9 +149,9 @@ def largest_worker_bytes() -> int:
 
 
 class Killer(threading.Thread):
-    """Kills one worker as soon as it runs a task of a given name."""
+    """Kills one worker that runs a task of a given name, so many seconds after it was first seen."""
 
-    def __init__(self, task: str, *, after_s: float = 0.0) -> None:
+    def __init__(self, task: str, *, after_s: float) -> None:
         super().__init__(daemon=True)
         self._task, self._after_s = task, after_s
         self.killed: int | None = None
@@ -156,14 +159,15 @@ class Killer(threading.Thread):
     def run(self) -> None:
         """Called by start()."""
         give_up_at_s = time.monotonic() + 60
-        while time.monotonic() < give_up_at_s:
-            for pid, title in ray_workers().items():
-                if self._task in title:
-                    time.sleep(self._after_s)
+        while self.killed is None and time.monotonic() < give_up_at_s:
+            busy = [pid for pid, title in ray_workers().items() if self._task in title]
+            if busy:
+                time.sleep(self._after_s)
+            for pid in busy[:1]:
+                if self._task in title_of(pid):
                     os.kill(pid, signal.SIGKILL)
                     self.killed = pid
-                    return
-            time.sleep(0.01)
+            time.sleep(0.005)
 
 
 # A misbehaving server
@@ -181,7 +185,6 @@ def test_every_good_row_arrives_once_through_all_faults_in_bounded_memory(
             assert rows_of(reader.epoch(number)) == good
             assert spec.ledger.table() == Counter(reasons.values())
             sizes.append(largest_worker_bytes())
-    print("MB", [s / MB for s in sizes])
     assert 0 < sizes[4] < sizes[1] + MAX_GROWTH_BYTES, sizes
 
 
@@ -211,15 +214,18 @@ def test_too_many_faults_stop_the_stream_and_name_the_flag(
 # Killed workers
 
 
-@pytest.mark.parametrize(("task", "after_s"), [("fetch_chunk", 1.5), ("decode_batches", 0.0)])
+@pytest.mark.parametrize(
+    ("task", "latency_ms", "after_s"),
+    [("fetch_chunk", 200, 1.5), ("decode_batches", 0, 0.0)],  # the latency makes one fetch take 3 s or more
+)
 def test_a_killed_worker_changes_nothing_in_what_is_delivered(
-    task: str, after_s: float, tiny_bucket: Path, streamed: MakeReader, monkeypatch: pytest.MonkeyPatch
+    task: str, latency_ms: int, after_s: float, tiny_bucket: Path, streamed: MakeReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data.pipeline.MAX_CHUNKS", 1)  # so that the task has given some blocks away when it dies
     ids = sorted(path.stem for path in (tiny_bucket / "bin-images").iterdir())
     assert len(ids) > 2 * BLOCK_IDS
-    with serve_folder(tiny_bucket, latency_ms=100) as (endpoint, _):
-        reader = streamed(IdTable.put(ids), spec_of(endpoint), Sampling(seed=3), workers=2)
+    with serve_folder(tiny_bucket, latency_ms=latency_ms) as (endpoint, _):
+        reader = streamed(IdTable.put(ids), spec_of(endpoint, 128), Sampling(seed=3), workers=2)
         undisturbed = reader.epoch(1)
         killer = Killer(task, after_s=after_s)
         killer.start()
