@@ -111,7 +111,8 @@ def _fetched(table: IdTable, num_ids: int, spec: FetchSpec, order: EpochOrder) -
     chunks.context.execution_options.preserve_order = True
     fetch = partial(fetch_chunk, num_chunks=num_chunks, table=table, spec=spec, order=order)
     # Without a limit, Ray starts as many as have room; the first block then waits for its share of the CPU.
-    concurrency = max(2, math.ceil(FETCH_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 0)))
+    # It warns of a limit above the number of chunks.
+    concurrency = min(num_chunks, max(2, math.ceil(FETCH_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 0))))
     return chunks.map_batches(
         fetch, batch_size=None, batch_format="pyarrow", num_cpus=FETCH_CPUS, concurrency=concurrency
     )
