@@ -25,8 +25,6 @@ from data.order import Sampling, balanced_order, epoch_order
 
 BLOCK_IDS: Final = 512  # ids in one block; what a task costs besides its work is spread over so many
 MAX_CHUNKS: Final = 256  # tasks of one epoch: Ray's scheduling slows down with the number of blocks that wait
-FETCH_CPUS: Final = 0.25  # together they make up one CPU, so that a training with one CPU for data can run both
-DECODE_CPUS: Final = 0.75
 FETCH_TASKS_PER_CPU: Final = 0.25  # one fetches faster than two CPUs decode, also at 30 ms per request
 
 _CHUNK: Final = "chunk"
@@ -80,9 +78,7 @@ def stream_rows(table: IdTable, spec: FetchSpec) -> Dataset:
     the ledger's limit is passed.
     """
     fetched = _fetched(table, table.num_ids, spec, EpochOrder())
-    return fetched.map_batches(
-        partial(decode_rows, spec=spec), batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS
-    )
+    return fetched.map_batches(partial(decode_rows, spec=spec), batch_size=None, batch_format="pyarrow")
 
 
 def stream_batches(table: IdTable, spec: FetchSpec, order: EpochOrder, share: Share) -> Dataset:
@@ -96,13 +92,12 @@ def stream_batches(table: IdTable, spec: FetchSpec, order: EpochOrder, share: Sh
     num_batches = min(share.batches_per_task(spec.data.image_size**2 * 3), -(-num_ids // share.global_batch_size))
     fetched = _fetched(table, num_ids, spec, order)
     decode = partial(decode_batches, spec=spec, share=share, num_batches=num_batches)
-    # Ray fuses these two, so that each task gets exactly the rows of its batches, and gives a block to each worker.
-    plan = fetched.map_batches(
-        decode, batch_size=num_batches * share.global_batch_size, batch_format="pyarrow", num_cpus=DECODE_CPUS
-    ).repartition(target_num_rows_per_block=num_batches * share.local_batch_size, strict=True)
-    # It fuses only what needs the same, and repartition, which takes no such argument, would need a whole CPU.
-    plan._logical_plan.dag.ray_remote_args["num_cpus"] = DECODE_CPUS  # noqa: SLF001
-    return plan
+    # Ray fuses these two, as long as they ask for the same resources: only then does a task get exactly the rows of its
+    # batches, across the edges of the blocks before, and give a block to each worker.
+    rows_per_task, rows_per_worker = num_batches * share.global_batch_size, num_batches * share.local_batch_size
+    return fetched.map_batches(decode, batch_size=rows_per_task, batch_format="pyarrow").repartition(
+        target_num_rows_per_block=rows_per_worker, strict=True
+    )
 
 
 def _fetched(table: IdTable, num_ids: int, spec: FetchSpec, order: EpochOrder) -> Dataset:
@@ -110,12 +105,11 @@ def _fetched(table: IdTable, num_ids: int, spec: FetchSpec, order: EpochOrder) -
     chunks: Dataset = ray.data.from_blocks([pa.table({_CHUNK: [number]}) for number in range(num_chunks)])
     chunks.context.execution_options.preserve_order = True
     fetch = partial(fetch_chunk, num_chunks=num_chunks, table=table, spec=spec, order=order)
-    # Without a limit, Ray starts as many as have room; the first block then waits for its share of the CPU.
-    # It warns of a limit above the number of chunks.
+    # They wait more than they work. With a share of a CPU, they would leave less than decoding needs where a training
+    # has one CPU for its data; without a limit, Ray would start them all, and the first block would wait for its turn.
+    # Ray warns of a limit above the number of chunks.
     concurrency = min(num_chunks, max(2, math.ceil(FETCH_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 0))))
-    return chunks.map_batches(
-        fetch, batch_size=None, batch_format="pyarrow", num_cpus=FETCH_CPUS, concurrency=concurrency
-    )
+    return chunks.map_batches(fetch, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=concurrency)
 
 
 def fetch_chunk(
