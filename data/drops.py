@@ -49,7 +49,17 @@ class DropLedger:
         Raises:
             TooManyFaultsError: more than max_faults ids are lost to faults by now.
         """
-        table: dict[str, int] = ray.get(self._actor.record.remote(drops))
+        self._check(ray.get(self._actor.record.remote(drops)))
+
+    def check(self) -> None:
+        """Find out whether that is why a training failed: what ended its workers comes wrapped by Ray Train.
+
+        Raises:
+            TooManyFaultsError: more than max_faults ids are lost to faults by now.
+        """
+        self._check(self.table())
+
+    def _check(self, table: dict[str, int]) -> None:
         num_faults = sum(count for reason, count in table.items() if reason not in FILTERS)
         if self.max_faults is not None and num_faults > self.max_faults:
             faults = ", ".join(f"{count:,} {reason}" for reason, count in table.items() if reason not in FILTERS)
