@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from decimal import Decimal
 from itertools import count
 from pathlib import Path
 from typing import ClassVar
@@ -94,12 +95,13 @@ class ReadArgs:
         """
         number, percent, rest = self.max_dropped.strip().partition("%")
         try:
-            share = float(number) / (100 if percent else 1)
-        except ValueError:
-            share = math.nan
-        if rest or not 0 <= share <= 1:
+            share = Decimal(number) / (100 if percent else 1)  # as a float, 29% of 100 would be 28
+            is_share = not rest and 0 <= share <= 1
+        except ArithmeticError:
+            is_share = False
+        if not is_share:
             raise ConfigError(f"max_dropped must be a share as 1% or 0.01, not {self.max_dropped!r}")
-        return math.floor(num_ids * share)
+        return int(num_ids * share)
 
     def absolute(self) -> "ReadArgs":
         """The same with an absolute cache folder, as a resumed search needs it."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, ArrayBatch
 from bintally.errors import ConfigError, ImageError
 from bintally.image import decode_photo
-from data.fetch import FetchSpec, photos_of
+from data.blocks import FetchSpec, photos_of
 
 TASK_ROWS: Final = 512  # what a task costs besides its work is spread over so many rows
 TASK_BYTES: Final = 80_000_000  # of decoded rows
@@ -74,7 +74,7 @@ def decode_batches(table: pa.Table, spec: FetchSpec, share: Share, num_batches: 
 
     batch_rows = np.bincount(batch[: len(table)], weights=good, minlength=num_batches).astype(np.int64)
     last = np.minimum(np.arange(1, num_batches + 1) * size, len(table)) - 1  # row of the block that ends each batch
-    next_position = table[POSITION].to_numpy()[last] + 1
+    next_position = table[POSITION].to_numpy()[last] + 1 if len(table) else np.zeros(num_batches, np.int64)
     batch_of = np.empty(num_batches * size, np.int64)
     batch_of[place] = batch
     return {

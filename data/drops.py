@@ -49,7 +49,7 @@ class DropLedger:
         Raises:
             TooManyFaultsError: more than max_faults ids are lost to faults by now.
         """
-        self._check(ray.get(self._actor.record.remote(drops)))
+        check_faults(ray.get(self._actor.record.remote(drops)), self.max_faults)
 
     def check(self) -> None:
         """Find out whether that is why a training failed: what ended its workers comes wrapped by Ray Train.
@@ -57,16 +57,7 @@ class DropLedger:
         Raises:
             TooManyFaultsError: more than max_faults ids are lost to faults by now.
         """
-        self._check(self.table())
-
-    def _check(self, table: dict[str, int]) -> None:
-        num_faults = sum(count for reason, count in table.items() if reason not in FILTERS)
-        if self.max_faults is not None and num_faults > self.max_faults:
-            faults = ", ".join(f"{count:,} {reason}" for reason, count in table.items() if reason not in FILTERS)
-            raise TooManyFaultsError(
-                f"{num_faults:,} ids are lost to faults ({faults}), and --max-dropped allows {self.max_faults:,};"
-                " mend the source, or allow more"
-            )
+        check_faults(self.table(), self.max_faults)
 
     def table(self) -> dict[str, int]:
         """Number of distinct ids by reason, most frequent first."""
@@ -89,6 +80,22 @@ class _Ledger:
 
     def table(self) -> dict[str, int]:
         return dict(Counter(self._reasons.values()).most_common())
+
+
+def check_faults(table: dict[str, int], max_faults: int | None) -> None:
+    """Stop a run that loses too much; filters do not count.
+
+    Raises:
+        TooManyFaultsError: more than max_faults ids of the drop table are lost to faults.
+    """
+    faults = {reason: count for reason, count in table.items() if reason not in FILTERS}
+    num_faults = sum(faults.values())
+    if max_faults is not None and num_faults > max_faults:
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in faults.items())
+        raise TooManyFaultsError(
+            f"{num_faults:,} ids are lost to faults ({listed}), and --max-dropped allows {max_faults:,};"
+            " mend the source, or allow more"
+        )
 
 
 def format_table(table: dict[str, int], num_ids: int) -> str:

@@ -6,7 +6,7 @@ each row of the epoch exactly once over all workers, and the same number of batc
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from ray.data import DataIterator
@@ -43,6 +43,7 @@ class FeedSpec:
         return StreamFeed(shard, self.share, rank, self.clock)
 
 
+@runtime_checkable  # beartype checks annotations with it in tests
 class Feed(Protocol):
     """One worker's side of a split."""
 

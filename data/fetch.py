@@ -1,69 +1,20 @@
-"""Ids to labelled, undecoded photos: two GETs per bin, both under way together.
-
-A block is an Arrow table with the columns id, position, count and photo (the bytes of the file): small beside decoded
-rows, so that forming exact batches moves little.
-"""
+"""The two objects of a bin, fetched together, or recalled from this node's cache; and what makes them a usable bin."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-import numpy as np
-import pyarrow as pa
-
-from bintally.batch import COUNT, ID, POSITION
 from bintally.config import DataConfig
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
 from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket, open_bucket
 from data.cache import CacheConfig, open_cache
-from data.drops import DropLedger
 from data.labels import parse_record
 from data.shards import CachedBin
 
 MAX_IN_FLIGHT: Final = 128  # GETs under way per task; hides latency, stays far below S3's request limits
-PHOTO: Final = "photo"
 
 FetchedBin = tuple[bytes | None, bytes | None] | SourceUnreachableError
 """(record, photo), None for an object that does not exist; or why neither came."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FetchSpec:
-    """What a task needs to know to fetch any id."""
-
-    data: DataConfig
-    ledger: DropLedger
-    """Hears of every dropped id."""
-    cache: CacheConfig | None = None
-    """Where this node keeps what it fetched; None keeps nothing."""
-
-
-def fetch_block(spec: FetchSpec, ids: Sequence[str], first: int, counts: Sequence[int] | None = None) -> pa.Table:
-    """Fetch and label ids that follow each other in the epoch's order; report those that cannot be used.
-
-    Args:
-        spec: where from.
-        ids: bins to fetch.
-        first: position of the first one.
-        counts: labels that replace those of the records, which are not fetched then.
-
-    Raises:
-        AccessDeniedError: an object may not be read; that is no matter of one row.
-        SourceUnreachableError: nothing of the whole block could be fetched.
-    """
-    fetched = _fetch_or_recall(spec, ids, with_records=counts is None)
-    rows: list[tuple[str, int, int, bytes]] = []
-    drops: dict[str, str] = {}
-    for number, (bin_id, one) in enumerate(zip(ids, fetched, strict=True)):
-        try:
-            count, photo = read_bin(one, spec.data.max_count, None if counts is None else counts[number])
-            rows.append((bin_id, first + number, count, photo))
-        except RowError as error:
-            drops[bin_id] = error.reason
-    if drops:
-        spec.ledger.record(drops)
-    return _to_table(rows)
 
 
 def fetch_bins(bucket: Bucket, ids: Sequence[str], *, with_records: bool = True) -> list[FetchedBin]:
@@ -88,18 +39,20 @@ def _check_any(fetched: Sequence[FetchedBin]) -> None:
         raise SourceUnreachableError(f"none of {len(fetched)} bins could be fetched; the first: {fetched[0]}")
 
 
-def _fetch_or_recall(spec: FetchSpec, ids: Sequence[str], *, with_records: bool) -> list[FetchedBin]:
+def fetch_or_recall(
+    data: DataConfig, ids: Sequence[str], config: CacheConfig | None, *, with_records: bool
+) -> list[FetchedBin]:
     """As `fetch_bins`, but what the cache holds is not fetched, and what is fetched whole is kept there."""
-    bucket = open_bucket(spec.data)
-    if spec.cache is None:
+    bucket = open_bucket(data)
+    if config is None:
         return fetch_bins(bucket, ids, with_records=with_records)
-    cache = open_cache(spec.cache, f"{bucket.where} {'bins' if with_records else 'photos'}")
+    cache = open_cache(config, f"{bucket.where} {'bins' if with_records else 'photos'}")
     found: dict[str, FetchedBin] = {
-        bin_id: bin_ for bin_id, bin_ in cache.get_many(ids).items() if not _lacks_photo(bin_, spec.data.max_count)
+        bin_id: bin_ for bin_id, bin_ in cache.get_many(ids).items() if not _lacks_photo(bin_, data.max_count)
     }
     missing = [bin_id for bin_id in ids if bin_id not in found]
     fetched = dict(zip(missing, asyncio.run(_fetch_bins(bucket, missing, with_records=with_records)), strict=True))
-    cache.put_many(dict(_worth_keeping(fetched, spec.data.max_count)))
+    cache.put_many(dict(_worth_keeping(fetched, data.max_count)))
     together = [found.get(bin_id) or fetched[bin_id] for bin_id in ids]
     _check_any(together)
     return together
@@ -161,38 +114,9 @@ def read_bin(fetched: FetchedBin, max_count: int, count: int | None = None) -> t
     record, photo = fetched
     if record is None:
         raise LabelError("missing_label")
-    if photo is None:
-        raise ImageError("missing_image")
     label = parse_record(record).expected_quantity if count is None else count
     if label > max_count:
         raise RowError("count_above_max", str(label))
+    if photo is None:  # looked at last: the cache keeps no photo of a bin that is filtered out
+        raise ImageError("missing_image")
     return label, photo
-
-
-def _to_table(rows: list[tuple[str, int, int, bytes]]) -> pa.Table:
-    ids, positions, counts, photos = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return pa.table(
-        {
-            ID: pa.array(ids, pa.string()),
-            POSITION: pa.array(positions, pa.int64()),
-            COUNT: pa.array(counts, pa.int64()),
-            PHOTO: _binary(photos),
-        }
-    )
-
-
-def _binary(values: Iterable[bytes]) -> pa.LargeBinaryArray:
-    """One copy of the bytes; `pa.array` would make several as it grows."""
-    values = tuple(values)
-    offsets = np.zeros(len(values) + 1, np.int64)
-    np.cumsum([len(value) for value in values], out=offsets[1:])
-    return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))]
-    )
-
-
-def photos_of(table: pa.Table) -> Iterator[bytes]:
-    """The photos of a block, one after the other."""
-    for chunk in table[PHOTO].chunks:
-        for photo in chunk:
-            yield photo.as_py()

@@ -16,11 +16,11 @@ from bintally.batch import PADDING
 from bintally.config import DataConfig, Recipe
 from bintally.errors import ConfigError, NoUsableRowsError, RowError
 from data.args import ReadArgs
+from data.blocks import FetchSpec
 from data.bucket import open_bucket
 from data.cache import CacheConfig
 from data.clock import EpochClock
 from data.drops import DropLedger
-from data.fetch import FetchSpec
 from data.ids import choose_ids
 from data.official import listed_counts
 from data.pipeline import IdTable, stream_rows
@@ -94,9 +94,9 @@ def load_training_rows(
             say(f"{split} rows by count: {mix}")
         (train, _), (val, _), num_train = rows["train"], rows["val"], sum(mixes["train"].values())
     else:
-        with_counts = recipe.balanced and data.labels is None
-        train_ids = _put_ids_with_counts(splits["train"], spec) if with_counts else put_ids(splits["train"], data)
-        train, val = SplitRows(ids=train_ids), SplitRows(ids=put_ids(splits["val"], data))
+        train_ids = splits["train"]
+        table = IdTable.put(train_ids, usable_counts(train_ids, spec)) if recipe.balanced else put_ids(train_ids, data)
+        train, val = SplitRows(ids=table), SplitRows(ids=put_ids(splits["val"], data))
         num_train = num_ids["train"]
     return TrainingRows(train=train, val=val, spec=spec, clock=EpochClock.start(), num_train=num_train)
 
@@ -124,19 +124,27 @@ def put_ids(ids: list[str], data: DataConfig) -> IdTable:
     return IdTable.put(ids, list(listed_counts(ids, data.labels).values()))
 
 
-def _put_ids_with_counts(ids: list[str], spec: FetchSpec) -> IdTable:
-    """The ids with the labels in their records; PADDING for those that cannot be used and will not be visited."""
+def usable_counts(ids: list[str], spec: FetchSpec) -> list[int]:
+    """The label of each id; PADDING for those that cannot be used and will not be visited, which are reported."""
+    labels, max_count = spec.data.labels, spec.data.max_count
+    counts = _recorded_counts(ids, spec) if labels is None else listed_counts(ids, labels)
+    spec.ledger.record({bin_id: "count_above_max" for bin_id, count in counts.items() if count > max_count})
+    usable = {bin_id: count for bin_id, count in counts.items() if count <= max_count}
+    return [usable.get(bin_id, PADDING) for bin_id in ids]
+
+
+def _recorded_counts(ids: list[str], spec: FetchSpec) -> dict[str, int]:
+    """The counts in the records of those ids that have a sound one."""
     say(f"reading {len(ids):,} records, since balanced sampling has to know the counts beforehand")
-    counts: list[int] = []
+    counts: dict[str, int] = {}
     drops: dict[str, str] = {}
     for bin_id, record in fetch_records(open_bucket(spec.data), ids):
         if isinstance(record, RowError):
             drops[bin_id] = record.reason
-        elif record.expected_quantity > spec.data.max_count:
-            drops[bin_id] = "count_above_max"
-        counts.append(PADDING if isinstance(record, RowError) or bin_id in drops else record.expected_quantity)
+        else:
+            counts[bin_id] = record.expected_quantity
     spec.ledger.record(drops)
-    return IdTable.put(ids, counts)
+    return counts
 
 
 def _fetch(ids: IdTable, split: str, spec: FetchSpec) -> tuple[SplitRows, np.ndarray]:

@@ -22,8 +22,8 @@ class Sampling:
     """Visit every count equally often: rare ones several times an epoch, frequent ones in part."""
 
     def epoch_size(self, num_ids: int) -> int:
-        """Number of ids that an epoch visits."""
-        return max(1, round(num_ids * self.epoch_fraction)) if num_ids else 0
+        """Number of ids that an epoch visits: never more than the share, so that ten tenths have no id in common."""
+        return min(num_ids, max(1, int(num_ids * self.epoch_fraction + 1e-6)))  # 29 % of 100 are 28.999999999999996
 
 
 def epoch_order(num_ids: int, sampling: Sampling, epoch: int) -> Int64[np.ndarray, " size"]:
@@ -42,7 +42,8 @@ def balanced_order(counts: Int64[np.ndarray, " ids"], sampling: Sampling, epoch:
     """Indices of the ids of one epoch (from 1), every count as often as the others, give or take one.
 
     The ids of a count follow each other through shuffle after shuffle, without a gap between epochs; so none is visited
-    a second time before the others of its count were.
+    a second time before the others of its count were. Counts take turns, and the next epoch goes on with the next one;
+    so they are even over all epochs, too.
 
     Args:
         counts: of each id; a negative one means that the id is never visited.
@@ -52,19 +53,29 @@ def balanced_order(counts: Int64[np.ndarray, " ids"], sampling: Sampling, epoch:
     classes = [np.flatnonzero(counts == count) for count in np.unique(counts[counts >= 0])]
     size = sampling.epoch_size(sum(len(members) for members in classes))
     chosen = [
-        _window(members, size // len(classes) + (number < size % len(classes)), sampling.seed, epoch)
+        _window(
+            members,
+            _num_turns((epoch - 1) * size, number, len(classes)),
+            _num_turns(epoch * size, number, len(classes)),
+            sampling.seed,
+        )
         for number, members in enumerate(classes)
     ]
     together = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
     return _shuffled(together, sampling.seed, -epoch)
 
 
-def _window(members: Int64[np.ndarray, " members"], size: int, seed: int, epoch: int) -> Int64[np.ndarray, " size"]:
-    """The given number of members that this epoch takes of the endless row of their shuffles."""
-    start = (epoch - 1) * size
-    first, last = start // len(members), (start + size - 1) // len(members)
-    row = np.concatenate([_shuffled(members, seed, shuffle) for shuffle in range(first, last + 1)])
-    return row[start - first * len(members) :][:size]
+def _num_turns(num_ids: int, number: int, num_classes: int) -> int:
+    """How many of so many ids a class has given, when the classes take turns."""
+    return max(0, -(-(num_ids - number) // num_classes))
+
+
+def _window(members: Int64[np.ndarray, " members"], start: int, stop: int, seed: int) -> Int64[np.ndarray, " size"]:
+    """A part of the endless row of the members' shuffles."""
+    shuffles = range(start // len(members), -(-stop // len(members)))
+    row = [_shuffled(members, seed, shuffle) for shuffle in shuffles]
+    first = shuffles.start * len(members)
+    return np.concatenate(row)[start - first : stop - first] if start < stop else members[:0]
 
 
 def _shuffled(values: Int64[np.ndarray, " values"], seed: int, number: int) -> Int64[np.ndarray, " values"]:

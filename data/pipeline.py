@@ -18,9 +18,9 @@ import ray
 import ray.data
 from ray.data import Dataset
 
+from data.blocks import FetchSpec, fetch_block
 from data.clock import EpochClock
 from data.decode import Share, decode_batches, decode_rows
-from data.fetch import FetchSpec, fetch_block
 from data.order import Sampling, balanced_order, epoch_order
 
 BLOCK_IDS: Final = 512  # ids in one block; what a task costs besides its work is spread over so many

@@ -24,6 +24,7 @@ _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they drown every log
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # an autoscaled GPU node takes minutes to come
     "RAY_worker_maximum_startup_concurrency": "8",  # a trial is some ten small actors; the default warns at each
+    "RAY_num_workers_soft_limit": "16",  # at one per CPU, the default, idle data workers keep ending and starting
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables ignore verbose=0
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # today's default warns of tomorrow's
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search keeps its own record

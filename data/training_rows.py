@@ -6,10 +6,10 @@ from typing import Any, Final
 from ray.data import Dataset
 
 from bintally.config import Recipe
+from data.blocks import FetchSpec
 from data.clock import EpochClock
 from data.decode import Share
 from data.feed import FeedSpec
-from data.fetch import FetchSpec
 from data.order import Sampling
 from data.pipeline import EpochOrder, IdTable, stream_batches
 from data.stored import StoredRows

@@ -17,8 +17,8 @@ from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
 from bintally.metrics import CountTally
 from data.args import ReadArgs
+from data.blocks import FetchSpec
 from data.drops import DropLedger, format_table
-from data.fetch import FetchSpec
 from data.ingest import cache_of, list_splits, put_ids
 from data.pipeline import stream_rows
 from data.progress import say

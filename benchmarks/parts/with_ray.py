@@ -12,11 +12,11 @@ from benchmarks.parts.boto import add_count
 from benchmarks.parts.job import BATCH_SIZE, BUCKET, IMAGE_SIZE, Job, Sums
 from bintally.batch import COUNT, IMAGE, PADDING
 from bintally.config import DataConfig
+from data.blocks import FetchSpec
 from data.clock import EpochClock
 from data.decode import Share
 from data.drops import DropLedger
 from data.feed import Feed, FeedSpec
-from data.fetch import FetchSpec
 from data.order import Sampling
 from data.pipeline import EpochOrder, IdTable, stream_batches
 

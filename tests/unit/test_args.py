@@ -6,11 +6,12 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
+import tyro
 
 from bintally.config import ModelConfig, Recipe, write_recipe
 from bintally.errors import ConfigError
 from bintally.recipes import RECIPES, baseline_resnet34, smoke
-from data.args import ModelArgs, ResourceArgs, SourceArgs, new_run_dir
+from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
 from train.evaluate import EvaluateArgs
 from train.fit import FitArgs
 from tune.config import write_search
@@ -38,6 +39,15 @@ def test_no_flag_changes_nothing() -> None:
         ("region", "eu-west-1"),
         ("max_count", 9),
         ("max_images", 100),
+        ("signed", True),
+        ("ids", "range:1-1000"),
+        ("ids", "list:00001,523"),
+        ("ids", "all"),
+        ("unpadded", True),
+        ("split_by", "hash"),
+        ("image_size", 96),
+        ("resize", "letterbox"),
+        ("fast_decode", True),
     ],
 )
 def test_a_flag_changes_its_own_field_alone(name: str, value: object) -> None:
@@ -51,6 +61,80 @@ def test_a_flag_changes_its_own_field_alone(name: str, value: object) -> None:
 def test_zero_and_nothing_are_not_mistaken_for_a_flag_left_out(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
         SourceArgs(**{name: value}).apply(smoke())  # type: ignore[arg-type]
+
+
+def test_a_switch_left_out_leaves_what_the_recipe_switched_on() -> None:
+    switched_on = replace(smoke(), data=replace(smoke().data, signed=True, unpadded=True, fast_decode=True))
+    assert SourceArgs().apply(switched_on) == switched_on
+    assert SourceArgs(max_count=3).apply(switched_on).data == replace(switched_on.data, max_count=3)
+
+
+@pytest.mark.parametrize("ids", ["file:some/ids.txt", "file:./some/ids.txt", "file:some/../some/ids.txt"])
+def test_the_path_of_a_file_of_ids_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert SourceArgs(ids=ids).override(smoke().data).ids == f"file:{tmp_path}/some/ids.txt"
+
+
+@pytest.mark.parametrize("ids", ["file:/some/ids.txt", "file:///some/ids.txt"])
+def test_an_absolute_file_of_ids_stays(ids: str) -> None:
+    assert SourceArgs(ids=ids).override(smoke().data).ids == "file:/some/ids.txt"
+
+
+def test_the_folder_of_the_lists_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert SourceArgs(labels=Path("lists")).override(smoke().data).labels == f"{tmp_path}/lists"
+    assert SourceArgs(labels=Path("/lists")).override(smoke().data).labels == "/lists"
+
+
+def test_the_official_split_needs_the_lists() -> None:
+    with pytest.raises(ConfigError, match="split_by official needs labels"):
+        SourceArgs(split_by="official").override(smoke().data)
+    data = SourceArgs(split_by="official", labels=Path("/lists")).override(smoke().data)
+    assert (data.split_by, data.labels) == ("official", "/lists")
+
+
+@pytest.mark.parametrize("ids", ["", "some", "range:1", "range:1-", "range:a-b", "list:", "list:1,,2", "00001"])
+def test_ids_that_are_no_choice(ids: str) -> None:
+    with pytest.raises(ConfigError, match="ids must be all, range:1-9"):
+        SourceArgs(ids=ids).override(smoke().data)
+
+
+# How the bucket is read
+
+
+@pytest.mark.parametrize(
+    ("max_dropped", "num_ids", "max_faults"),
+    [
+        ("1%", 100, 1),
+        ("1%", 99, 0),
+        ("1%", 535_234, 5_352),
+        ("0.01", 100, 1),
+        ("1e-2", 100, 1),
+        ("0.5%", 1_000, 5),
+        ("29%", 100, 29),
+        ("0.29", 100, 29),
+        (" 7 % ", 100, 7),
+        ("100%", 123, 123),
+        ("1", 123, 123),
+        ("0", 123, 0),
+        ("0%", 123, 0),
+        ("1%", 0, 0),
+    ],
+)
+def test_max_dropped_is_a_share_of_the_ids(max_dropped: str, num_ids: int, max_faults: int) -> None:
+    assert ReadArgs(max_dropped=max_dropped).max_faults(num_ids) == max_faults
+
+
+def test_one_percent_may_be_lost_by_default() -> None:
+    assert ReadArgs().max_faults(1_000) == 10
+
+
+@pytest.mark.parametrize(
+    "max_dropped", ["", "%", "many", "1%%", "1%x", "%1", "101%", "1.01", "-1%", "-0.1", "nan", "nan%", "inf", "1,5%"]
+)
+def test_max_dropped_that_is_no_share_is_refused_at_once(max_dropped: str) -> None:
+    with pytest.raises(ConfigError, match=r"max_dropped must be a share as 1% or 0\.01"):
+        ReadArgs(max_dropped=max_dropped)
 
 
 # train/fit.py
@@ -85,9 +169,25 @@ def test_flags_of_fit_override_the_recipe(recipe_file: Path) -> None:
     assert recipe.model == smoke().model
 
 
+def test_fit_takes_how_an_epoch_visits_the_rows() -> None:
+    recipe = FitArgs(recipe="smoke", epoch_fraction=0.1, balanced=True).resolve()
+    assert recipe == replace(smoke(), epoch_fraction=0.1, balanced=True)
+
+
+def test_fit_keeps_how_the_recipe_visits_the_rows(tmp_path: Path) -> None:
+    recipe = replace(smoke(), epoch_fraction=0.25, balanced=True)
+    write_recipe(recipe, tmp_path / "best.json")
+    assert FitArgs(recipe_file=tmp_path / "best.json").resolve() == recipe
+    assert FitArgs(recipe_file=tmp_path / "best.json", epoch_fraction=1.0).resolve() == replace(
+        recipe, epoch_fraction=1.0
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "names"),
     [
+        (FitArgs(epoch_fraction=0.0), "epoch_fraction"),
+        (FitArgs(epoch_fraction=1.1), "epoch_fraction"),
         (FitArgs(recipe="smoek"), "smoek"),
         (FitArgs(recipe_file=Path("/nowhere/best.json")), "/nowhere/best.json"),
         (FitArgs(lr=0.0), "lr"),
@@ -102,6 +202,34 @@ def test_flags_of_fit_override_the_recipe(recipe_file: Path) -> None:
 def test_fit_refuses_what_cannot_be_trained(args: FitArgs, names: str) -> None:
     with pytest.raises(ConfigError, match=names):
         args.resolve()
+
+
+@pytest.mark.parametrize("command", [FitArgs, SearchArgs])
+def test_flags_are_spelled_as_the_manual_has_them(command: type[FitArgs | SearchArgs]) -> None:
+    line = (
+        "--source file:///b --signed --ids range:1-9 --unpadded --labels /lists --split-by official --max-count 4"
+        " --max-images 9 --image-size 96 --resize letterbox --fast-decode --epoch-fraction 0.1 --balanced"
+        " --max-dropped 2% --stream"
+    )
+    args = tyro.cli(command, args=line.split())
+    assert args == command(
+        epoch_fraction=0.1,
+        balanced=True,
+        bucket=SourceArgs(
+            source="file:///b",
+            signed=True,
+            ids="range:1-9",
+            unpadded=True,
+            labels=Path("/lists"),
+            split_by="official",
+            max_count=4,
+            max_images=9,
+            image_size=96,
+            resize="letterbox",
+            fast_decode=True,
+        ),
+        read=ReadArgs(max_dropped="2%", stream=True),
+    )
 
 
 # tune/search.py
@@ -132,6 +260,13 @@ def test_flags_of_search_override_the_recipe() -> None:
     assert config.resources == ResourceArgs(num_workers=2, use_gpu=True)
 
 
+def test_search_takes_how_an_epoch_visits_the_rows_and_how_the_bucket_is_read() -> None:
+    read = ReadArgs(max_dropped="2%", stream=True)
+    config = SearchArgs(recipe="smoke", epoch_fraction=0.1, balanced=True, read=read).resolve()
+    assert config.recipe == replace(smoke(), epoch_fraction=0.1, balanced=True)
+    assert config.read == read
+
+
 def test_seed_zero_overrides_the_seed_of_a_recipe(recipe_file: Path) -> None:
     assert FitArgs(recipe_file=recipe_file, seed=0).resolve().seed == 0
 
@@ -149,6 +284,7 @@ def test_a_resumed_search_goes_on_as_it_was_started(tmp_path: Path) -> None:
         (SearchArgs(resume=True, run_dir=Path("/nowhere")), "run_dir /nowhere holds no search"),
         (SearchArgs(recipe="smoek"), "smoek"),
         (SearchArgs(max_epochs=-1), "max_epochs"),
+        (SearchArgs(epoch_fraction=0.0), "epoch_fraction"),
         (SearchArgs(bucket=SourceArgs(max_images=0)), "max_images"),
         (SearchArgs(num_trials=0), "num_trials"),
         (SearchArgs(lr=(1e-2, 1e-4)), "lr"),

@@ -41,10 +41,19 @@ def test_no_field_is_lost_on_the_way(tmp_path: Path) -> None:
             max_count=9,
             image_size=48,
             max_images=77,
+            signed=True,
+            ids="range:1-99",
+            unpadded=True,
+            labels="/some/lists",
+            split_by="official",
+            resize="letterbox",
+            fast_decode=True,
         ),
         model=ModelConfig(backbone="resnet18", weights="IMAGENET1K_V1"),
         optim=OptimConfig(lr=0.0123456789012345, global_batch_size=3, weight_decay=0.5, warmup_fraction=0.25),
         max_epochs=7,
+        epoch_fraction=0.1,
+        balanced=True,
         seed=12345,
     )
     write_recipe(recipe, tmp_path / "recipe.json")
@@ -53,7 +62,8 @@ def test_no_field_is_lost_on_the_way(tmp_path: Path) -> None:
 
 def test_fields_with_a_default_may_be_left_out() -> None:
     values = changed("seed", 0)
-    del values["seed"], values["data"]["max_count"], values["optim"]["weight_decay"]
+    del values["seed"], values["epoch_fraction"], values["balanced"]
+    del values["data"]["max_count"], values["data"]["resize"], values["optim"]["weight_decay"]
     assert recipe_from_dict(values) == smoke()
 
 
@@ -81,6 +91,17 @@ def test_an_unknown_field_is_refused_and_named(field: str) -> None:
     [
         ("max_epochs", "2"),
         ("max_epochs", 2.5),
+        ("epoch_fraction", "0.1"),
+        ("epoch_fraction", None),
+        ("balanced", 1),
+        ("balanced", "yes"),
+        ("data.signed", 1),
+        ("data.unpadded", "true"),
+        ("data.fast_decode", None),
+        ("data.ids", 7),
+        ("data.labels", 7),
+        ("data.resize", "stretch"),
+        ("data.split_by", "random"),
         ("seed", None),
         ("data.max_count", "5"),
         ("data.max_count", True),
@@ -103,6 +124,16 @@ def test_a_wrong_type_is_refused_and_named(field: str, value: object) -> None:
     ("field", "value"),
     [
         ("max_epochs", 0),
+        ("epoch_fraction", 0),
+        ("epoch_fraction", -0.1),
+        ("epoch_fraction", 1.0001),
+        ("epoch_fraction", float("nan")),
+        ("data.ids", ""),
+        ("data.ids", "range:9"),
+        ("data.ids", "file:relative"),
+        ("data.ids", "list:1,,2"),
+        ("data.labels", "relative/lists"),
+        ("data.split_by", "official"),
         ("data.max_count", 0),
         ("data.image_size", 15),
         ("data.image_size", 2049),
@@ -165,6 +196,13 @@ def test_a_value_that_can_never_work_is_refused(field: str, value: object) -> No
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("epoch_fraction", 1),
+        ("epoch_fraction", 1e-9),
+        ("balanced", True),
+        ("data.ids", "range:1-1"),
+        ("data.ids", "file:/absolute/ids.txt"),
+        ("data.ids", "list:00001"),
+        ("data.labels", "/absolute/lists"),
         ("data.image_size", 16),
         ("data.image_size", 2048),
         ("data.max_count", 1),

@@ -10,7 +10,7 @@ import pytest
 from bintally.config import Recipe
 from bintally.errors import ConfigError
 from bintally.recipes import RECIPES, smoke
-from data.args import ResourceArgs
+from data.args import ReadArgs, ResourceArgs
 from tune.config import SEARCH_FILE, SearchConfig, SearchSpace, read_search, write_search
 
 
@@ -20,6 +20,7 @@ def make_config(recipe: Recipe | None = None, *, num_trials: int = 3) -> SearchC
         space=SearchSpace(lr=(1 / 3 * 1e-3, 1e-1), batch_sizes=(8, 16)),
         num_trials=num_trials,
         resources=ResourceArgs(num_workers=2, use_gpu=True, num_cpus=4),
+        read=ReadArgs(max_dropped="2%", stream=True),
     )
 
 
@@ -83,7 +84,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
         read_search(tmp_path)
 
 
-@pytest.mark.parametrize("section", ["", "space", "resources", "recipe"])
+@pytest.mark.parametrize("section", ["", "space", "resources", "recipe", "read"])
 def test_an_unknown_field_is_not_overlooked(tmp_path: Path, section: str) -> None:
     write_search(make_config(), tmp_path)
     path = tmp_path / SEARCH_FILE
@@ -100,9 +101,14 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
         read_search(tmp_path / "file")
 
 
-def test_a_file_edited_out_of_range_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "good", "bad"), [("num_trials", "3", "0"), ("max_dropped", '"2%"', '"200%"'), ("stream", "true", '"x"')]
+)
+def test_a_file_edited_out_of_range_is_refused(tmp_path: Path, name: str, good: str, bad: str) -> None:
     write_search(make_config(), tmp_path)
     path = tmp_path / SEARCH_FILE
-    path.write_text(path.read_text().replace('"num_trials": 3', '"num_trials": 0'))
-    with pytest.raises(ConfigError, match="num_trials"):
+    text = path.read_text()
+    assert f'"{name}": {good}' in text
+    path.write_text(text.replace(f'"{name}": {good}', f'"{name}": {bad}'))
+    with pytest.raises(ConfigError, match=f"{path} is damaged"):
         read_search(tmp_path)

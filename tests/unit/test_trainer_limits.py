@@ -1,5 +1,6 @@
 """What fits on a cluster, decided before anything waits for ever."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,12 @@ from bintally.config import Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
 from bintally.recipes import smoke
 from data.args import ResourceArgs
+from data.clock import EpochClock
+from data.decode import Share
+from data.feed import FeedSpec
+from data.order import Sampling
+from data.stored import StoredRows
+from data.training_rows import sampling_of
 from train.loop import LoopConfig
 from train.trainer import check_fits, trainings_at_once
 
@@ -77,8 +84,31 @@ def test_no_workers(num_workers: int) -> None:
         trainings_at_once({"CPU": 8.0}, ResourceArgs(num_workers=num_workers))
 
 
-def test_what_the_workers_get_survives_its_dict() -> None:
-    loop = LoopConfig(recipe=replace(smoke(), seed=9), num_train=77, shuffle_locally=True)
+@pytest.mark.parametrize(
+    "sampling", [None, Sampling(seed=9), Sampling(seed=2**32 - 1, epoch_fraction=0.1, balanced=True)]
+)
+@pytest.mark.parametrize("stored", [None, StoredRows([], 77)])
+def test_what_the_workers_get_survives_its_dict(sampling: Sampling | None, stored: StoredRows | None) -> None:
+    train = FeedSpec(
+        share=Share(global_batch_size=16, num_workers=4), sampling=sampling, clock=EpochClock(None, "a"), stored=stored
+    )
+    val = replace(train, share=Share(global_batch_size=64, num_workers=4), sampling=None, clock=None)
+    fitted = replace(smoke(), seed=9, epoch_fraction=0.1, balanced=True)
+    loop = LoopConfig(recipe=fitted, num_train=77, train=train, val=val)
     packed = loop.pack()
+    assert isinstance(packed, dict)
     assert packed["recipe"]["optim"]["lr"] == smoke().optim.lr
     assert LoopConfig.unpack(packed) == loop
+    assert LoopConfig.unpack(pickle.loads(pickle.dumps(packed))) == loop  # noqa: S301  # what Ray does with it
+
+
+def test_unpacking_leaves_the_dict_as_it_is() -> None:
+    feed = FeedSpec(share=Share(global_batch_size=16), sampling=None, clock=None, stored=None)
+    packed = LoopConfig(recipe=smoke(), num_train=1, train=feed, val=feed).pack()
+    assert LoopConfig.unpack(packed) == LoopConfig.unpack(packed)
+    assert isinstance(packed["recipe"], dict)
+
+
+def test_a_recipe_says_how_its_epochs_visit_the_rows() -> None:
+    fitted = replace(smoke(), seed=9, epoch_fraction=0.1, balanced=True)
+    assert sampling_of(fitted) == Sampling(seed=9, epoch_fraction=0.1, balanced=True)
