@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING, ArrayBatch
+from data.blocks import FetchSpec
 from data.clock import EpochClock
 from data.decode import Share
 from data.feed import Feed, StoredFeed, StreamFeed
-from data.fetch import FetchSpec
 from data.order import Sampling
 from data.pipeline import EpochOrder, IdTable, stream_batches, stream_rows
 from data.stored import StoredRows

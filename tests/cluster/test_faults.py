@@ -19,8 +19,8 @@ from benchmarks.parts.faults import Faults
 from benchmarks.s3_server import s3_server as serve_folder
 from bintally.config import DataConfig
 from bintally.errors import TooManyFaultsError
+from data.blocks import FetchSpec
 from data.drops import DropLedger
-from data.fetch import FetchSpec
 from data.order import Sampling
 from data.pipeline import BLOCK_IDS, IdTable
 from data.session import ray_session, unwrap

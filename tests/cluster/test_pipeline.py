@@ -12,9 +12,9 @@ from ray.exceptions import RayError
 from bintally.config import DataConfig, Recipe
 from bintally.errors import AccessDeniedError, NoUsableRowsError, SourceNotFoundError
 from bintally.recipes import smoke
+from data.blocks import FetchSpec
 from data.bucket import open_bucket
 from data.drops import DropLedger
-from data.fetch import FetchSpec
 from data.ingest import count_mix, list_splits, load_training_rows
 from data.pipeline import IdTable, stream_rows
 from data.session import ray_session, unwrap

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from bintally.config import DataConfig
+from data.blocks import FetchSpec
 from data.bucket import open_bucket
 from data.decode import TASK_ROWS
 from data.drops import DropLedger
-from data.fetch import FetchSpec
 from data.order import Sampling
 from data.pipeline import BLOCK_IDS, IdTable
 from data.session import ray_session
