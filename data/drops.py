@@ -51,6 +51,14 @@ class DropLedger:
         """
         check_faults(ray.get(self._actor.record.remote(drops)), self.max_faults)
 
+    def check(self) -> None:
+        """Find out whether that is why a training failed: what ended its workers comes wrapped by Ray Train.
+
+        Raises:
+            TooManyFaultsError: more than max_faults ids are lost to faults by now.
+        """
+        check_faults(self.table(), self.max_faults)
+
     def table(self) -> dict[str, int]:
         """Number of distinct ids by reason, most frequent first."""
         table: dict[str, int] = ray.get(self._actor.table.remote())

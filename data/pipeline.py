@@ -122,7 +122,8 @@ def _fetched(table: IdTable, num_ids: int, spec: FetchSpec, order: EpochOrder) -
     fetch = partial(fetch_chunk, num_chunks=num_chunks, table=table, spec=spec, order=order)
     # They wait more than they work. With a share of a CPU, they would leave less than decoding needs where a training
     # has one CPU for its data; without a limit, Ray would start them all, and the first block would wait for its turn.
-    concurrency = max(2, math.ceil(FETCH_TASKS_PER_CPU * _num_cpus()))
+    # Ray warns of a limit above the number of chunks.
+    concurrency = min(num_chunks, max(2, math.ceil(FETCH_TASKS_PER_CPU * _num_cpus())))
     return chunks.map_batches(fetch, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=concurrency)
 
 

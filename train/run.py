@@ -45,6 +45,7 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
             try:
                 result = trainer.fit()
             except TrainingFailedError as error:
+                ledger.check()
                 raise unwrap(error) or RunError(f"the training failed: {error}") from error
         (run_dir / "drops.json").write_text(json.dumps(ledger.table(), indent=2) + "\n")
         if not result.best_checkpoints:

@@ -51,8 +51,8 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         tuner = _build_tuner(config, rows, run_dir, at_once, resume=resume)
         say(f"{config.num_trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
         results = tuner.fit()
-        drops = ledger.table()
-    (run_dir / "drops.json").write_text(json.dumps(drops, indent=2) + "\n")
+        (run_dir / "drops.json").write_text(json.dumps(ledger.table(), indent=2) + "\n")
+        ledger.check()
     records = read_records(run_dir / TRIALS_FILE)
     if records:
         plot_curves(records, run_dir / "curves.png", max_epochs=config.recipe.max_epochs)

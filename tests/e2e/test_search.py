@@ -17,7 +17,8 @@ from bintally.config import read_recipe
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-SEARCH = ("--recipe", "smoke", "--num-trials", "2", "--num-cpus", "4", "--batch-sizes", "16")
+TOLERANT = ("--max-dropped", "20%")  # the synthetic bucket is broken on purpose
+SEARCH = ("--recipe", "smoke", "--num-trials", "2", "--num-cpus", "4", "--batch-sizes", "16", *TOLERANT)
 
 
 def command(script: str, *flags: object) -> list[str]:
@@ -84,7 +85,17 @@ def test_search_through_a_folder(found: Path) -> None:
 
 def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
     source = f"file://{bucket}"
-    run(found, "train/evaluate.py", "--checkpoint", "found/checkpoint", "--run-dir", "scored", "--num-cpus", 2)
+    run(
+        found,
+        "train/evaluate.py",
+        "--checkpoint",
+        "found/checkpoint",
+        "--run-dir",
+        "scored",
+        *TOLERANT,
+        "--num-cpus",
+        2,
+    )
     summary = json.loads((found / "scored" / "metrics.json").read_text())
     with (found / "scored" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -97,9 +108,31 @@ def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
 
 @pytest.mark.parametrize("bucket", ["synthetic"], indirect=True)
 def test_fit_the_recipe_that_was_found(found: Path) -> None:
-    run(found, "train/fit.py", "--recipe-file", "found/best.json", "--run-dir", "fitted", "--num-cpus", 2)
+    run(found, "train/fit.py", "--recipe-file", "found/best.json", "--run-dir", "fitted", *TOLERANT, "--num-cpus", 2)
     assert load_checkpoint(found / "fitted" / "checkpoint").recipe == read_recipe(found / "found" / "best.json")
     assert len((found / "fitted" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_fit_streams_on_two_workers(synthetic_bucket: Path, tmp_path: Path) -> None:
+    flags = ("--recipe", "smoke", "--source", f"file://{synthetic_bucket}", "--run-dir", "fitted", *TOLERANT)
+    output = run(tmp_path, "train/fit.py", *flags, "--stream", "--num-workers", 2, "--num-cpus", 4)
+    assert "streamed each epoch" in output
+    assert load_checkpoint(tmp_path / "fitted" / "checkpoint").recipe == read_recipe(tmp_path / "fitted/recipe.json")
+    epochs = [json.loads(line) for line in (tmp_path / "fitted" / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    assert epochs[0]["val_num_images"] == epochs[1]["val_num_images"] > 30
+    assert sum(json.loads((tmp_path / "fitted" / "drops.json").read_text()).values()) > 4
+
+
+@pytest.mark.parametrize("flags", [[], ["--stream"]])
+def test_too_many_broken_bins_stop_a_run(flags: list[str], synthetic_bucket: Path, tmp_path: Path) -> None:
+    source = ("--source", f"file://{synthetic_bucket}", "--run-dir", "fitted")
+    output = run(tmp_path, "train/fit.py", "--recipe", "smoke", *source, "--num-cpus", 2, *flags, code=2)
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, output
+    assert "--max-dropped allows 1" in errors[0]
+    assert "Traceback" not in output
+    assert not (tmp_path / "fitted" / "checkpoint").exists()
 
 
 def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path: Path) -> None:
