@@ -24,7 +24,7 @@ from data.decode import TASK_BYTES, Share, decode_batches, decode_rows
 from data.order import Sampling, balanced_order, epoch_order
 
 BLOCK_IDS: Final = 512  # ids in one block; what a task costs besides its work is spread over so many
-MAX_CHUNKS: Final = 256  # tasks of one epoch: Ray's scheduling slows down with the number of blocks that wait
+MAX_CHUNKS: Final = 2048  # tasks of one epoch: each costs the driver 1 ms at the start
 BUFFERED_TASKS_PER_CPU: Final = 4  # blocks of decoded rows, being made or waiting
 FETCH_TASKS_PER_CPU: Final = 0.25  # one fetches faster than two CPUs decode, also at 30 ms per request
 

@@ -16,7 +16,7 @@ from data.blocks import FetchSpec
 from data.clock import EpochClock
 from data.decode import Share
 from data.drops import DropLedger
-from data.feed import Feed, FeedSpec
+from data.feed import StreamFeed
 from data.order import Sampling
 from data.pipeline import EpochOrder, IdTable, stream_batches
 
@@ -33,18 +33,18 @@ def bintally(job: Job) -> Iterator[Sums]:
 
 
 @cache
-def _feed(endpoint: str, ids: tuple[str, ...]) -> Feed:
+def _feed(endpoint: str, ids: tuple[str, ...]) -> StreamFeed:
     return make_feed(endpoint, ids)  # with its processes, once per run, as in training
 
 
-def make_feed(endpoint: str, ids: Sequence[str]) -> Feed:
+def make_feed(endpoint: str, ids: Sequence[str]) -> StreamFeed:
     """What Ray Train gives the only worker of a training."""
     config = DataConfig(source=f"s3://{BUCKET}", endpoint_url=endpoint, image_size=IMAGE_SIZE, max_count=MAX_COUNT)
     spec = FetchSpec(data=config, ledger=DropLedger.start())
     share, sampling, clock = Share(global_batch_size=BATCH_SIZE), Sampling(seed=0), EpochClock.start()
     plan = stream_batches(IdTable.put(ids), spec, EpochOrder(sampling=sampling, clock=clock), share)
     shard = plan.streaming_split(1, equal=True)[0]
-    return FeedSpec(share=share, sampling=sampling, clock=clock, stored=None).open(0, shard)
+    return StreamFeed(shard, share, 0, clock)
 
 
 def ray_read_images(job: Job) -> Iterator[Sums]:
