@@ -24,7 +24,8 @@ NUM_ABID: Final = 535_234
 METHOD: Final = (
     "Seconds from the ids of a split, as a list of strings in the driver, to the first batch of 64 photos of 224 px,"
     " shuffled, through streaming_split as in training, without the start of processes; median of five runs."
-    " peak_mb: highest Pss of the row's process tree while up to 200 batches are read each time, Ray included. The S3 server is on the loopback."
+    " peak_mb: highest Pss of the row's process tree while up to 200 batches are read each time, Ray included."
+    " The S3 server is on the loopback."
 )
 
 

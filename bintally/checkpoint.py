@@ -27,7 +27,7 @@ from bintally.config import Recipe, recipe_from_dict
 from bintally.errors import CheckpointError, ConfigError
 from bintally.model import Counter, build_model
 
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1 was trained on another split of the ids than recipes mean now
 WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "config.json"
 METRICS_FILE: Final = "metrics.json"
