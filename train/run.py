@@ -16,10 +16,11 @@ from bintally.checkpoint import written_whole
 from bintally.config import Recipe, write_recipe
 from bintally.errors import RunError
 from data.args import ReadArgs, ResourceArgs
-from data.drops import DropLedger
+from data.drops import DropLedger, format_table
 from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
+from data.training_rows import TrainingRows
 from train.loop import RESUME_FILE
 from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
 
@@ -47,7 +48,8 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
             except TrainingFailedError as error:
                 ledger.check()
                 raise unwrap(error) or RunError(f"the training failed: {error}") from error
-        (run_dir / "drops.json").write_text(json.dumps(ledger.table(), indent=2) + "\n")
+            finally:
+                keep_drops(rows, run_dir)
         if not result.best_checkpoints:
             raise RunError("the training ended without a checkpoint")
         checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["val_nll"])
@@ -55,6 +57,14 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
         say(f"best epoch {metrics['epoch']}: {describe(metrics)}")
         say(f"checkpoint: {target}")
         return target
+
+
+def keep_drops(rows: TrainingRows, run_dir: Path) -> None:
+    """Write the drop table to the run folder; of a stream, show it too: it was not known before."""
+    table = rows.spec.ledger.table()
+    (run_dir / "drops.json").write_text(json.dumps(table, indent=2) + "\n")
+    if rows.train.stored is None:
+        say(format_table(table, rows.train.ids.num_ids + rows.val.ids.num_ids))
 
 
 def keep_checkpoint(source: Path, target: Path) -> Path:

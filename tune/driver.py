@@ -16,7 +16,7 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session
 from data.training_rows import TrainingRows
-from train.run import describe, keep_checkpoint
+from train.run import describe, keep_checkpoint, keep_drops
 from train.trainer import check_fits, check_model, cluster_resources, trainings_at_once
 from tune.callbacks import KeepRungs, RecordEpochs
 from tune.config import SearchConfig
@@ -51,7 +51,7 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         tuner = _build_tuner(config, rows, run_dir, at_once, resume=resume)
         say(f"{config.num_trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
         results = tuner.fit()
-        (run_dir / "drops.json").write_text(json.dumps(ledger.table(), indent=2) + "\n")
+        keep_drops(rows, run_dir)
         ledger.check()
     records = read_records(run_dir / TRIALS_FILE)
     if records:

@@ -27,7 +27,7 @@ METHOD: Final = (
     " cpu_s_per_1000: user and system CPU-seconds of the row's whole process tree per 1,000 images, without the server,"
     " from the moment that its driver has imported its modules and, for the Ray rows, ray.init has returned;"
     " the start of workers and their imports count."
-    " _warm: a second pass in the same session, whose workers have started, so the marginal cost."
+    " _warm: the third pass in the same session, whose workers have started, so the marginal cost."
     " rss_mb: peak over samples of the tree's memory, shared pages counted once (Pss), Ray's own processes included."
     " others_cores: cores busy with anything else meanwhile; much above 0.2, the figures are not to be trusted."
     " Number of rows and sum of labels are checked in every pass."

@@ -46,11 +46,18 @@ def _table(rows: dict[str, dict[str, Any]], suffix: str) -> str:
         problem = next((figures[key + suffix] for key in ("skipped", "failed") if key + suffix in figures), None)
         cells = problem or "".join(_cell(figures, base, key) for key in keys)
         lines.append(f"{name:<18}{cells}")
-    warm = f"cpu_s_per_1000{suffix}_warm"
+    warm = [f"{key}_warm{suffix}" for key in ("cpu_s_per_1000", "images_per_s")]
     lines += [
-        f"  {name}: {figures[warm]} CPU-s per 1,000 once warm" for name, figures in rows.items() if warm in figures
+        f"  {name} once warm: {_ratio(figures, warm[0], base, keys[0])} CPU-s per 1,000,"
+        f" {_ratio(figures, warm[1], base, keys[1])} images/s"
+        for name, figures in rows.items()
+        if warm[0] in figures
     ]
     return "\n".join(lines)
+
+
+def _ratio(figures: dict[str, Any], key: str, base: dict[str, Any], base_key: str) -> str:
+    return f"{figures[key]}" + (f" ({figures[key] / base[base_key]:.2f}x)" if base_key in base else "")
 
 
 def _cell(figures: dict[str, Any], base: dict[str, Any], key: str) -> str:
