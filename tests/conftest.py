@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL_BUCKET = ROOT.parent / "shared" / "abid" / "bucket"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The server's tests come last: they turn Ray's authentication off, and a process cannot turn it on again."""
+    items.sort(key=lambda item: item.path.name == "test_serve.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _heed_ctrl_c() -> None:
     """A shell has SIGINT ignored in what it runs in the background, and the commands under test would inherit that."""

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from bintally.config import DataConfig, Recipe
 from bintally.errors import AccessDeniedError, NoUsableRowsError, SourceNotFoundError
 from bintally.recipes import smoke
+from data.args import ReadArgs
 from data.blocks import FetchSpec
 from data.bucket import open_bucket
 from data.drops import DropLedger
@@ -93,7 +94,7 @@ def test_training_rows_are_split_and_counted(bucket: Path) -> None:
     data = DataConfig(source=f"file://{bucket}", image_size=32)
     splits = list_splits(data)
     ledger = DropLedger.start()
-    rows = load_training_rows(splits, recipe_of(data), ledger)
+    rows = load_training_rows(splits, recipe_of(data), ledger, ReadArgs())
     assert rows.train.stored
     assert rows.val.stored
     train, val = rows.train.stored.open().counts, rows.val.stored.open().counts
@@ -143,4 +144,4 @@ def test_a_source_without_a_usable_row_is_refused_with_the_drop_table(tmp_path: 
         (tmp_path / "metadata" / f"{number:05d}.json").write_text('{"BIN_FCSKU_DATA": {}, "EXPECTED_QUANTITY": 0}')
     data = DataConfig(source=f"file://{tmp_path}", image_size=32, split_by="hash")
     with pytest.raises(NoUsableRowsError, match="not_an_image"):
-        load_training_rows(list_splits(data), recipe_of(data), DropLedger.start())
+        load_training_rows(list_splits(data), recipe_of(data), DropLedger.start(), ReadArgs())
