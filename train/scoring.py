@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from ray.exceptions import RayError
 
-from bintally.batch import COUNT, ID, IMAGE
+from bintally.batch import COUNT, ID, IMAGE, POSITION
 from bintally.checkpoint import Checkpoint
 from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
@@ -61,14 +62,18 @@ def evaluate(
         say(f"scoring version {checkpoint.version} on the {split} split")
         tally = CountTally.empty(checkpoint.recipe.data.num_classes)
         predictions: list[Prediction] = []
-        photos: list[np.ndarray] = []
+        sheet: list[tuple[Prediction, np.ndarray]] = []
+        stride = math.ceil(len(ids) / SHEET_SIZE)  # neighbours are often one bin, so the sheet takes them far apart
         try:
             rows = stream_rows(put_ids(ids, data), FetchSpec(data=data, ledger=ledger, cache=cache_of(read, data)))
             for batch in rows.iter_batches(batch_size=BATCH):
                 probabilities = checkpoint.predict(batch[IMAGE])
                 tally = tally + tally_of(probabilities, batch[COUNT])
-                predictions += map(Prediction, batch[ID].tolist(), batch[COUNT].tolist(), probabilities)
-                photos += list(batch[IMAGE][: max(0, SHEET_SIZE - len(photos))])
+                scored = list(map(Prediction, batch[ID].tolist(), batch[COUNT].tolist(), probabilities))
+                shown = batch[POSITION] % stride == 0
+                shown[:1] |= not sheet
+                sheet += [(scored[row], batch[IMAGE][row].copy()) for row in np.flatnonzero(shown)]
+                predictions += scored
                 say(f"  {len(predictions):,} of at most {len(ids):,}")
         except RayError as error:
             raise unwrap(error) or error from None
@@ -80,8 +85,10 @@ def evaluate(
     summary = tally.summary() | origin
     _write(run_dir, summary, predictions, drops)
     plot_confusion(tally.confusion.numpy(), run_dir / "confusion.png", title=_headline(summary))
-    answers = [(one.expected, one.counted, float(one.probabilities.max())) for one in predictions[:SHEET_SIZE]]
-    plot_sheet(photos, answers, run_dir / "sheet.png", title=f"{split} split: expected and counted")
+    answers = [(one.expected, one.counted, float(one.probabilities.max())) for one, _ in sheet]
+    plot_sheet(
+        [photo for _, photo in sheet], answers, run_dir / "sheet.png", title=f"{split} split: expected and counted"
+    )
     say(format_summary(summary))
     say(f"figures and pictures: {run_dir}")
     return summary
