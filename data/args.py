@@ -82,11 +82,6 @@ class ReadArgs:
     cache_gb: float = 100.0
     """Size that the cache never exceeds; all of ABID's bins of up to 5 items take 22 GB."""
 
-    def __post_init__(self) -> None:
-        self.max_faults(0)
-        if not 0 < self.cache_gb < math.inf:
-            raise ConfigError(f"cache_gb must be more than 0, not {self.cache_gb}")
-
     def max_faults(self, num_ids: int) -> int:
         """How many of so many ids may be lost.
 
@@ -103,8 +98,15 @@ class ReadArgs:
             raise ConfigError(f"max_dropped must be a share as 1% or 0.01, not {self.max_dropped!r}")
         return int(num_ids * share)
 
-    def absolute(self) -> "ReadArgs":
-        """The same with an absolute cache folder, as a resumed search needs it."""
+    def resolve(self) -> "ReadArgs":
+        """The same, checked, with an absolute cache folder, as a resumed search needs it.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        self.max_faults(0)
+        if not 0 < self.cache_gb < math.inf:
+            raise ConfigError(f"cache_gb must be more than 0, not {self.cache_gb}")
         return self if self.cache is None else replace(self, cache=self.cache.resolve())
 
 

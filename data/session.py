@@ -8,8 +8,10 @@ first, and the workers of trials that were stopped early are never given back.
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +41,10 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     os.environ.update({key: os.environ.get(key, value) for key, value in _SETTINGS.items()})
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with _running_cluster(address) if address else _local_cluster(num_cpus):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # ray.init sets its own, which forgets our exit code
         _configure_ray_data()
         try:
             yield

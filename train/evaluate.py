@@ -48,13 +48,14 @@ def main() -> None:
     """Parse, then score."""
     with readable_errors():
         args = tyro.cli(EvaluateArgs, description=__doc__)
+        read = args.read.resolve()
         from bintally.checkpoint import load_checkpoint  # heavy imports only after the flags are parsed
         from train.scoring import evaluate
 
         checkpoint = load_checkpoint(args.checkpoint)
         data = args.resolve(checkpoint.recipe)
         run_dir = new_run_dir(args.run_dir, "evaluate")
-        evaluate(checkpoint, data, args.split, args.read, run_dir, args.num_cpus)
+        evaluate(checkpoint, data, args.split, read, run_dir, args.num_cpus)
 
 
 if __name__ == "__main__":

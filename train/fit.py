@@ -73,10 +73,10 @@ def main() -> None:
     """Parse, then train."""
     with readable_errors():
         args = tyro.cli(FitArgs, description=__doc__)
-        recipe = args.resolve()
+        recipe, read = args.resolve(), args.read.resolve()
         from train.run import fit  # heavy imports only after the flags are known to be good
 
-        fit(recipe, args.read, args.resources, new_run_dir(args.run_dir, "fit"))
+        fit(recipe, read, args.resources, new_run_dir(args.run_dir, "fit"))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
             trainer = build_trainer(recipe, rows, resources, name="train", storage_path=run_dir, callback=callback)
             try:
                 result = trainer.fit()
+            except SystemExit:  # how Ray Train answers Ctrl-C, and Ray a SIGTERM: code 1, without a word
+                say(f"stopped; the same command with --run-dir {run_dir} goes on with it")
+                raise KeyboardInterrupt from None
             except TrainingFailedError as error:
                 ledger.check()
                 raise unwrap(error) or RunError(f"the training failed: {error}") from error

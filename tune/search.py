@@ -69,7 +69,7 @@ class SearchArgs:
             space=SearchSpace(lr=self.lr, batch_sizes=self.batch_sizes),
             num_trials=self.num_trials,
             resources=self.resources,
-            read=self.read.absolute(),
+            read=self.read.resolve(),
         )
 
 

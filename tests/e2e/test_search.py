@@ -173,6 +173,29 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(synthetic_bucket: P
     check_search(run_dir)
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_training_says_so_and_goes_on(
+    sent: signal.Signals, code: int, synthetic_bucket: Path, tmp_path: Path
+) -> None:
+    flags = ["--recipe", "smoke", "--max-dropped", "20%", "--num-cpus", "2", "--run-dir", tmp_path / "fitted"]
+    whole = [*flags, "--source", f"file://{synthetic_bucket}", "--max-epochs", "200"]
+    training = subprocess.Popen(
+        command("train/fit.py", *whole), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert training.stdout is not None
+    for line in training.stdout:
+        if "epoch 2/" in line:
+            break
+    training.send_signal(sent)
+    rest = training.stdout.read()
+    assert training.wait(timeout=60) == code, rest
+    assert ("interrupted" if sent == signal.SIGINT else "terminated") in rest
+    assert "Traceback" not in rest
+
+    output = run(tmp_path, "train/fit.py", *whole[:-1], "3")
+    assert "epoch 1/" not in output
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -134,7 +134,7 @@ def test_one_percent_may_be_lost_by_default() -> None:
 )
 def test_max_dropped_that_is_no_share_is_refused_at_once(max_dropped: str) -> None:
     with pytest.raises(ConfigError, match=r"max_dropped must be a share as 1% or 0\.01"):
-        ReadArgs(max_dropped=max_dropped)
+        ReadArgs(max_dropped=max_dropped).resolve()
 
 
 # train/fit.py

@@ -1,5 +1,7 @@
 """What all commands share: which errors become one line, and with which exit code."""
 
+from pathlib import Path
+
 import pytest
 
 from bintally import errors
@@ -37,6 +39,13 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, readable_errors():
         raise error
     assert caught.value is error
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, readable_errors():
+        Path("/dev/full").write_text("x")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: a file cannot be written: No space left on device\n"
 
 
 def test_nothing_happens_when_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
