@@ -1,4 +1,4 @@
-"""How long a training waits for its first batch, and how much memory a stream takes, for a small and a whole bucket.
+"""How long a training waits for its first batch, and how much memory a stream takes, for buckets of three sizes.
 
     python benchmarks/first_batch.py                      # some minutes
     python benchmarks/first_batch.py --quick
@@ -92,7 +92,7 @@ def run_row(args: FirstBatchArgs) -> Figures:
 
 
 def measure_all(args: FirstBatchArgs, folder: Path) -> dict[str, Any]:
-    """Both rows."""
+    """All rows."""
     from benchmarks.parts.bucket import make_bucket
     from benchmarks.s3_server import s3_server
     from data.progress import say
@@ -100,7 +100,7 @@ def measure_all(args: FirstBatchArgs, folder: Path) -> dict[str, Any]:
     rows = {}
     bucket = make_bucket(folder / "bucket", args.size)
     with s3_server(bucket.folder) as (endpoint, _):
-        for name, num_ids in (("small", args.size), ("abid", NUM_ABID)):
+        for name, num_ids in (("small", args.size), ("tenth", NUM_ABID // 10), ("abid", NUM_ABID)):
             command = [sys.executable, __file__, "--num-ids", str(num_ids), "--endpoint", endpoint]
             flags = ["--num-photos", str(args.size), *(["--quick"] if args.quick else [])]
             done = subprocess.run([*command, *flags], check=True, stdout=subprocess.PIPE, text=True)

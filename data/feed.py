@@ -17,8 +17,6 @@ from data.decode import Share
 from data.order import Sampling, balanced_order, epoch_order
 from data.stored import StoredRows
 
-PREFETCH_BATCHES = 2
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedSpec:
@@ -92,6 +90,7 @@ class StreamFeed:
         if self.clock is not None and self.rank == 0:
             self.clock.set(number, start)  # the plan starts when all workers iterate, so after this
         shard: DataIterator = self.shard
-        for batch in shard.iter_batches(batch_size=self.share.local_batch_size, prefetch_batches=PREFETCH_BATCHES):
+        # Ray makes a batch ahead in any case; asked for more, it waits for a second block before it gives the first.
+        for batch in shard.iter_batches(batch_size=self.share.local_batch_size, prefetch_batches=0):
             if batch[BATCH_ROWS][0] > 0:  # else it follows the last one, on all workers alike
                 yield batch
