@@ -24,7 +24,7 @@ from data.decode import TASK_BYTES, Share, decode_batches, decode_rows
 from data.order import Sampling, balanced_order, epoch_order
 
 BLOCK_IDS: Final = 512  # ids in one block; what a task costs besides its work is spread over so many
-MAX_CHUNKS: Final = 2048  # tasks of one epoch: each costs the driver 1 ms at the start
+MAX_CHUNKS: Final = 256  # tasks of one epoch: each costs the driver 1 ms at the start
 BUFFERED_TASKS_PER_CPU: Final = 4  # blocks of decoded rows, being made or waiting
 FETCH_TASKS_PER_CPU: Final = 0.25  # one fetches faster than two CPUs decode, also at 30 ms per request
 
@@ -130,14 +130,20 @@ def _fetched(table: IdTable, num_ids: int, spec: FetchSpec, order: EpochOrder) -
 def fetch_chunk(
     batch: pa.Table, *, num_chunks: int, table: IdTable, spec: FetchSpec, order: EpochOrder
 ) -> Iterator[pa.Table]:
-    """Fetch one of equal chunks of the epoch, a block at a time."""
+    """Fetch one chunk of what is left of the epoch, a block at a time."""
     ids, counts = table.get()
     indices, start = order.next(counts, len(ids))
     chunk = batch[_CHUNK][0].as_py()
-    first, stop = (len(indices) * number // num_chunks for number in (chunk, chunk + 1))
-    for begin in range(max(first, start), stop, BLOCK_IDS):
+    first, stop = (start + chunk_edge(number, num_chunks, len(indices) - start) for number in (chunk, chunk + 1))
+    for begin in range(first, stop, BLOCK_IDS):
         chosen = indices[begin : min(begin + BLOCK_IDS, stop)]
         labels = None if counts is None else counts[chosen].tolist()
         yield fetch_block(spec, ids[chosen].tolist(), begin, labels)
-    if max(first, start) >= stop:
+    if first >= stop:
         yield fetch_block(spec, [], first)  # a block without rows tells the columns
+
+
+def chunk_edge(number: int, num_chunks: int, num_ids: int) -> int:
+    """Where a chunk begins: the first ones hold a block, so that the first batch comes soon, later ones ever more."""
+    growth = max(0.0, num_ids / num_chunks - BLOCK_IDS) / num_chunks
+    return min(num_ids, round(number * (BLOCK_IDS + growth * number)))

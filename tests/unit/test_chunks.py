@@ -16,7 +16,7 @@ from data.clock import EpochClock, _Clock
 from data.decode import Share, decode_batches, decode_rows
 from data.drops import DropLedger
 from data.order import Sampling, balanced_order, epoch_order
-from data.pipeline import EpochOrder, IdTable, fetch_chunk
+from data.pipeline import BLOCK_IDS, EpochOrder, IdTable, chunk_edge, fetch_chunk
 from data.stored import OpenRows
 
 MakeBucket = Callable[..., Path]
@@ -111,6 +111,19 @@ def test_the_clock_tells_which_epoch_is_fetched(spec: FetchSpec, epoch: int) -> 
     rows = fetch_all(spec, order_at(sampling, epoch))
     visited = [IDS[index] for index in epoch_order(len(IDS), sampling, epoch)]
     assert rows[ID].to_pylist() == [bin_id for bin_id in visited if bin_id in KEPT]
+
+
+@pytest.mark.parametrize("num_ids", [0, 1, 130_000, 131_073, 535_234])
+def test_a_whole_bucket_takes_few_tasks_and_the_first_ones_are_small(
+    num_ids: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.pipeline.BLOCK_IDS", BLOCK_IDS)
+    edges = [chunk_edge(number, 256, num_ids) for number in range(257)]
+    assert (edges[0], edges[-1]) == (0, num_ids)
+    sizes = np.diff(edges)
+    assert min(sizes) >= 0
+    assert max(sizes[:3]) <= 1.1 * BLOCK_IDS
+    assert max(sizes) <= 8 * BLOCK_IDS
 
 
 @pytest.mark.parametrize("num_chunks", [1, 4])
