@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from bintally.cli import readable_errors
-from bintally.config import Recipe, read_recipe
+from bintally.config import Recipe, read_recipe, with_settings
 from bintally.recipes import get_recipe
 from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
 
@@ -37,6 +37,8 @@ class FitArgs:
     """Share of the training rows that one epoch visits, a fresh one each epoch. Default: the recipe's."""
     balanced: bool = False
     """Visit every count equally often."""
+    set: tuple[str, ...] = ()
+    """Other fields of the recipe, as `optim.schedule=step model.head=corn`; recipe.json in a run folder shows them all."""
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/. An interrupted run continues in its folder."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
@@ -59,7 +61,7 @@ class FitArgs:
         )
         max_epochs = recipe.max_epochs if self.max_epochs is None else self.max_epochs
         seed = recipe.seed if self.seed is None else self.seed
-        return replace(
+        changed = replace(
             recipe,
             optim=optim,
             max_epochs=max_epochs,
@@ -67,6 +69,7 @@ class FitArgs:
             epoch_fraction=recipe.epoch_fraction if self.epoch_fraction is None else self.epoch_fraction,
             balanced=self.balanced or recipe.balanced,
         )
+        return with_settings(changed, self.set)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.util.queue import Queue
 
 from bintally.checkpoint import written_whole
-from bintally.config import Recipe, write_recipe
+from bintally.config import Recipe
 from bintally.errors import RunError
 from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger, format_table
@@ -21,7 +21,8 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
-from train.loop import RESUME_FILE
+from train.run_folder import describe_run, plot_epochs, read_epochs
+from train.state import PARTIAL, RESUME_FILE
 from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
 
 
@@ -39,7 +40,7 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
         ledger = DropLedger.start(max_faults=read.max_faults(len(splits["train"]) + len(splits["val"])))
         rows = load_training_rows(splits, recipe, ledger, read)
         check_fits(recipe, resources, rows.num_train)
-        write_recipe(recipe, run_dir / "recipe.json")
+        describe_run(run_dir, recipe)
         say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")
         with _shown_epochs(run_dir, recipe.max_epochs) as callback:
             trainer = build_trainer(recipe, rows, resources, name="train", storage_path=run_dir, callback=callback)
@@ -53,12 +54,15 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
                 raise unwrap(error) or RunError(f"the training failed: {error}") from error
             finally:
                 keep_drops(rows, run_dir)
+        diverged = (result.metrics or {}).get("diverged")
         if not result.best_checkpoints:
-            raise RunError("the training ended without a checkpoint")
+            raise RunError(f"the training ended without a checkpoint: {diverged or 'no epoch ended'}")
         checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["val_nll"])
         target = keep_checkpoint(Path(checkpoint.path), run_dir / "checkpoint")
         say(f"best epoch {metrics['epoch']}: {describe(metrics)}")
         say(f"checkpoint: {target}")
+        if diverged:
+            raise RunError(f"the training diverged after the epoch that was kept: {diverged}")
         return target
 
 
@@ -102,8 +106,9 @@ class ForwardEpochs(UserCallback):
         metrics: list[dict[str, Any]],
         checkpoint: Checkpoint | None,
     ) -> None:
-        """Called by Train once per epoch; the figures of all ranks are equal but for timing."""
-        self._queue.put(metrics[0])
+        """Called by Train once per report; the figures of all ranks are equal but for timing."""
+        if not metrics[0].get(PARTIAL):
+            self._queue.put(metrics[0])
 
 
 @contextmanager

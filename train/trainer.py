@@ -1,5 +1,6 @@
 """A recipe and its rows become a TorchTrainer; used alike for one fit and for each trial of a search."""
 
+import time
 from pathlib import Path
 
 import ray
@@ -92,7 +93,16 @@ def build_trainer(
     """
     feeds, plans = rows.feeds(recipe, num_workers=resources.num_workers, training=name)
     num_train = sampling_of(recipe).epoch_size(rows.num_train)
-    loop = LoopConfig(recipe=recipe, num_train=num_train, train=feeds["train"], val=feeds["val"])
+    loop = LoopConfig(
+        recipe=recipe,
+        num_train=num_train,
+        train=feeds["train"],
+        val=feeds["val"],
+        class_rows=rows.class_rows,
+        checkpoint_s=resources.checkpoint_s,
+        on_health=resources.on_health,
+        launched=time.time(),
+    )
     return TorchTrainer(
         train_loop,
         train_loop_config=loop.pack(),

@@ -62,6 +62,8 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         raise KeyboardInterrupt
     if not records:
         raise RunError(f"no trial reported an epoch; the first failed with: {_last_line(outcomes[0].error)}")
+    if not best_record(records).checkpoint_path:
+        raise RunError("all trials diverged; choose lower bounds of --lr")
     return _keep_best(config, records, run_dir, num_failed=len(results.errors))
 
 

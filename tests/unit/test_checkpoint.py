@@ -18,7 +18,7 @@ from bintally.config import ModelConfig, Recipe
 from bintally.errors import CheckpointError
 from bintally.model import Counter, build_model
 from bintally.recipes import smoke
-from train.loop import RESUME_FILE
+from train.state import RESUME_FILE
 from train.run import keep_checkpoint
 
 ROOT = Path(__file__).parents[2]

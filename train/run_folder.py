@@ -1,0 +1,72 @@
+"""What a run folder tells by itself: the recipe, the code and the machine, every epoch, and pictures of them."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from matplotlib.figure import Figure
+
+from bintally.config import Recipe, write_recipe
+
+_PACKAGES: Final = ("bintally", "ray", "torch", "torchvision", "numpy", "pyarrow", "obstore")
+_CODE: Final = Path(__file__).parent.parent
+
+
+def describe_run(run_dir: Path, recipe: Recipe) -> None:
+    """Write recipe.json and environment.json."""
+    write_recipe(recipe, run_dir / "recipe.json")
+    environment = {
+        "command": sys.argv,
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+    (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def git_revision() -> str | None:
+    """Commit of this code, with -dirty where tracked files differ from it; None outside a repository."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=_CODE,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git
+        return None
+    return done.stdout.strip() or None
+
+
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """The epochs in a metrics.jsonl; of one that was reported twice, after a restart, the later line."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [epoch for _, epoch in sorted({line["epoch"]: line for line in lines}.items())]
+
+
+def plot_epochs(epochs: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Loss, accuracy and learning rate over the epochs."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    losses, accuracies, rates = figure.subplots(1, 3)
+    numbers = [epoch["epoch"] for epoch in epochs]
+    for name, label in (("train_loss", "training loss"), ("val_nll", "validation NLL")):
+        losses.plot(numbers, [epoch[name] for epoch in epochs], marker="o", markersize=3, label=label)
+    losses.set(xlabel="epoch", ylabel="nats per photo", ylim=(0, None))
+    losses.legend()
+    for name, label in (("val_accuracy", "right"), ("val_within_one", "within one")):
+        accuracies.plot(numbers, [100 * epoch[name] for epoch in epochs], marker="o", markersize=3, label=label)
+    accuracies.set(xlabel="epoch", ylabel="validation photos (%)", ylim=(0, 100))
+    accuracies.legend()
+    rates.plot(numbers, [epoch["lr"] for epoch in epochs], marker="o", markersize=3)
+    rates.set(xlabel="epoch", ylabel="learning rate at the end of the epoch", ylim=(0, None))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
