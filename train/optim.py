@@ -1,33 +1,166 @@
-"""Optimiser and learning-rate schedule."""
+"""Optimiser, learning-rate schedule, and which layers are trained."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import SGD, AdamW, Optimizer
 
 from bintally.config import OptimConfig
+from bintally.model import Counter
+from bintally.stages import backbone_stages
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW; biases and norm parameters (one dimension) have no weight decay."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def build_optimizer(model: Counter, config: OptimConfig) -> Optimizer:
+    """AdamW, or SGD with Nesterov momentum, over all parameters, also those that are frozen for now.
+
+    Biases and norm parameters (one dimension) have no weight decay. With a layer_decay below 1, each stage before the
+    head learns slower than the one behind it.
+    """
+    groups = _parameter_groups(model, config)
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
     return AdamW(groups, lr=config.lr)
 
 
-def build_schedule(optimizer: AdamW, config: OptimConfig, *, num_steps: int) -> LambdaLR:
-    """Linear warm-up, then a cosine down to zero, one tick per optimiser step."""
-    num_warmup = max(1, round(config.warmup_fraction * num_steps))
-    return LambdaLR(optimizer, lambda step: lr_share(step, num_warmup=num_warmup, num_steps=num_steps))
+def _parameter_groups(model: Counter, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters that share a learning rate and a weight decay, from the input to the head."""
+    stages = backbone_stages(model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for depth, stage in enumerate(reversed(stages)):
+        lr = config.lr * config.layer_decay**depth
+        for parameter in stage:
+            weight_decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((lr, weight_decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": weight_decay}
+        for (lr, weight_decay), parameters in groups.items()
+    ]
 
 
-def lr_share(step: int, *, num_warmup: int, num_steps: int) -> float:
-    """Share of the peak learning rate at a step (counted from 0)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Horizon:
+    """How long a training is, in optimiser steps."""
+
+    num_steps: int
+    """Of the whole training."""
+    steps_per_epoch: int
+
+
+class Schedule:
+    """Sets the learning rate of all groups: by the step, and for `plateau` by the validation figures."""
+
+    def __init__(self, optimizer: Optimizer, config: OptimConfig, horizon: Horizon) -> None:
+        self._optimizer = optimizer
+        self._config = config
+        self._horizon = horizon
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._step = 0
+        self._best_nll = math.inf
+        self._num_stale = 0
+        self._factor = 1.0
+        self._apply()
+
+    def step(self) -> None:
+        """An optimiser step is done: set the rate of the next one."""
+        self._step += 1
+        self._apply()
+
+    def end_epoch(self, val_nll: float) -> None:
+        """An epoch was scored, alike on all workers. Only `plateau` heeds it."""
+        if self._config.schedule != "plateau":
+            return
+        improved = val_nll < self._best_nll
+        self._best_nll = val_nll if improved else self._best_nll
+        self._num_stale = 0 if improved else self._num_stale + 1
+        if self._num_stale >= self._config.step_epochs:
+            self._factor *= self._config.step_factor
+            self._num_stale = 0
+        self._apply()
+
+    def state_dict(self) -> dict[str, int | float]:
+        """What a restarted training needs to go on."""
+        return {
+            "step": self._step,
+            "best_nll": self._best_nll,
+            "num_stale": self._num_stale,
+            "factor": self._factor,
+        }
+
+    def load_state_dict(self, state: dict[str, int | float]) -> None:
+        """Go on from there; also sets the rate of the next step."""
+        self._step, self._num_stale = int(state["step"]), int(state["num_stale"])
+        self._best_nll, self._factor = state["best_nll"], state["factor"]
+        self._apply()
+
+    def _apply(self) -> None:
+        share = self._factor * lr_share(self._step, self._config, self._horizon)
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
+
+
+def build_schedule(optimizer: Optimizer, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> Schedule:
+    """The schedule of a training of so many optimiser steps.
+
+    Args:
+        optimizer: newly built, its groups at their peak rates; a state is loaded into it afterwards.
+        config: the kind of schedule.
+        num_steps: of the whole training.
+        steps_per_epoch: of one epoch, for `step`.
+    """
+    return Schedule(optimizer, config, Horizon(num_steps=num_steps, steps_per_epoch=steps_per_epoch))
+
+
+def lr_share(step: int, config: OptimConfig, horizon: Horizon) -> float:
+    """Share of the peak learning rate at a step (counted from 0): a linear warm-up, then what `schedule` says."""
+    num_warmup = max(1, round(config.warmup_fraction * horizon.num_steps))
     if step < num_warmup:
         return (step + 1) / num_warmup
-    progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "cosine":
+        progress = min(1.0, (step - num_warmup) / max(1, horizon.num_steps - num_warmup))
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "step":
+        num_epochs = step // horizon.steps_per_epoch
+        return math.pow(config.step_factor, num_epochs // config.step_epochs)
+    return 1.0
+
+
+def num_trained_stages(config: OptimConfig, epoch: int, num_stages: int) -> int:
+    """How many stages are trained in an epoch (from 1), counted from the head.
+
+    Args:
+        config: which layers, and for `staged` how many epochs each stage waits for the next.
+        epoch: counted from 1.
+        num_stages: of the network, the head among them.
+    """
+    if config.trained == "all":
+        return num_stages
+    if config.trained == "head":
+        return 1
+    return min(num_stages, 1 + (epoch - 1) // config.stage_epochs)
+
+
+def trained_changes(model: Counter, config: OptimConfig, epoch: int) -> bool:
+    """Whether other layers are trained in this epoch (from 1) than in the one before; the first epoch has none."""
+    num_stages = len(backbone_stages(model))
+    now, before = (num_trained_stages(config, one, num_stages) for one in (epoch, epoch - 1))
+    return epoch > 1 and now != before
+
+
+def set_trained(model: Counter, config: OptimConfig, epoch: int) -> None:
+    """Let gradients reach the layers that are trained in this epoch (from 1), and no others."""
+    stages = backbone_stages(model)
+    first = len(stages) - num_trained_stages(config, epoch, len(stages))
+    for position, stage in enumerate(stages):
+        for parameter in stage:
+            parameter.requires_grad_(position >= first)
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Training mode, but evaluation mode in what is frozen: there, batch norms keep the statistics that were loaded."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(one.requires_grad for one in parameters):
+            module.eval()
