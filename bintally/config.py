@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -347,7 +347,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     for setting in settings:
         name, equals, text = setting.partition("=")
         *sections, field = name.split(".")
-        place = values
+        place: Any = values
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not equals or not isinstance(place, dict) or field not in place:

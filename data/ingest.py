@@ -86,6 +86,7 @@ def load_training_rows(
     num_bytes = sum(num_ids.values()) * data.image_size**2 * 3
     in_memory = not read.stream and num_bytes <= MEMORY_SHARE * smallest_object_store()
     say(f"about {num_bytes / 1e9:.2f} GB decoded: " + ("kept in memory" if in_memory else "streamed each epoch"))
+    train_counts: np.ndarray | None
     if in_memory:
         rows = {split: _fetch(put_ids(splits[split], data), split, spec) for split in num_ids}
         mixes = {split: count_mix(kept) for split, (_, kept) in rows.items()}

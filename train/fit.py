@@ -38,7 +38,7 @@ class FitArgs:
     balanced: bool = False
     """Visit every count equally often."""
     set: tuple[str, ...] = ()
-    """Other fields of the recipe, as `optim.schedule=step model.head=corn`; recipe.json in a run folder shows them all."""
+    """Other fields of the recipe, as `optim.schedule=step model.head=corn`; a run's recipe.json shows them all."""
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/. An interrupted run continues in its folder."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)

@@ -17,6 +17,9 @@ from bintally.metrics import CountTally
 from bintally.model import build_model
 from data.feed import Feed, FeedSpec
 from train.ema import WeightAverage
+from train.health import check
+from train.health_config import HealthConfig
+from train.health_record import EpochHealth
 from train.monitor import Monitor
 from train.optim import build_optimizer, build_schedule, set_train_mode, set_trained, trained_changes
 from train.state import Fit, Progress, report, report_partial, resume
@@ -24,7 +27,9 @@ from train.step import Stepper, on_device
 from train.workers import Worker
 
 DIVERGED: Final = 1e30  # ASHA never stops a trial that reports NaN, so a diverged loss is reported as this
-CONTROL_STEPS: Final = 8  # between two looks at the clock and at what the GPU found, each of which waits for all workers
+CONTROL_STEPS: Final = (
+    8  # between two looks at the clock and at what the GPU found, each of which waits for all workers
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,14 +104,18 @@ def train_loop(values: dict[str, Any]) -> None:
                 "train_s": train_s,
                 "epoch_s": time.monotonic() - started,
                 "images_per_s": (trained.num_images - progress.num_images) / train_s,
-                "health": monitor.epoch_summary(
-                    progress.epoch, val_loss=tally.nll_sum / tally.num_images, val_confusion=tally.confusion.tolist()
-                ),
             }
+            health = monitor.epoch_summary(
+                progress.epoch, val_loss=metrics["val_nll"], val_confusion=tally.confusion.tolist()
+            )
             fit.schedule.end_epoch(metrics["val_nll"])
-            progress = progress.after_epoch(metrics["val_nll"])
+            progress = progress.after_epoch(metrics["val_nll"], health)
+            findings = check([EpochHealth.from_dict(epoch) for epoch in progress.health], HealthConfig())
             with monitor.phase("checkpoint"):
-                report(metrics, fit, progress)
+                report(metrics | {"health": health, "findings": [asdict(one) for one in findings]}, fit, progress)
+            hopeless = config.on_health == "stop" and any(one.severity == "stop" for one in findings)
+            if worker.any(hopeless and worker.rank == 0):
+                return
 
 
 def _start(config: LoopConfig, worker: Worker) -> Fit:
@@ -171,8 +180,7 @@ def _train_epoch(run: Run, model: nn.Module, progress: Progress) -> Progress:
         if progress.step % CONTROL_STEPS == 0:
             _check_finite(worker, unchecked, progress)
             unchecked.clear()
-            due, *_ = worker.any(worker.rank == 0 and time.monotonic() - saved >= run.config.checkpoint_s)
-            if due:
+            if worker.any(worker.rank == 0 and time.monotonic() - saved >= run.config.checkpoint_s):
                 with monitor.phase("checkpoint"):
                     report_partial(fit, _with_sums(progress, before, worker, loss_sum, num_images))
                 saved = time.monotonic()

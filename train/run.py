@@ -21,7 +21,7 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
-from train.run_folder import describe_run, plot_epochs, read_epochs
+from train.run_folder import describe_run
 from train.state import PARTIAL, RESUME_FILE
 from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
 

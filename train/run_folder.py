@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,25 +33,26 @@ def describe_run(run_dir: Path, recipe: Recipe) -> None:
 
 def git_revision() -> str | None:
     """Commit of this code, with -dirty where tracked files differ from it; None outside a repository."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=_CODE,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:  # no git
+    git = shutil.which("git")
+    if git is None:
         return None
+    done = subprocess.run(  # noqa: S603  # all of it is fixed here
+        [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=_CODE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.strip() or None
 
 
 def read_epochs(path: Path) -> list[dict[str, Any]]:
-    """The epochs in a metrics.jsonl; of one that was reported twice, after a restart, the later line."""
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [epoch for _, epoch in sorted({line["epoch"]: line for line in lines}.items())]
+    """The epochs in a metrics.jsonl, in order; of one that was reported again after a restart, the later figures."""
+    epochs: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        metrics = json.loads(line)
+        epochs[metrics["epoch"]] = epochs.get(metrics["epoch"], {}) | metrics
+    return [epoch for _, epoch in sorted(epochs.items())]
 
 
 def plot_epochs(epochs: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:

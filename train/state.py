@@ -44,14 +44,17 @@ class Progress:
     """Lowest validation NLL of all epochs."""
     num_worse: int = 0
     """Epochs since that one."""
+    health: tuple[dict[str, Any], ...] = ()
+    """What this worker's monitor saw, epoch by epoch."""
 
-    def after_epoch(self, val_nll: float) -> "Progress":
+    def after_epoch(self, val_nll: float, health: dict[str, Any]) -> "Progress":
         """At the start of the next epoch."""
         better = val_nll < self.best_nll
         return Progress(
             epoch=self.epoch + 1,
             best_nll=val_nll if better else self.best_nll,
             num_worse=0 if better else self.num_worse + 1,
+            health=(*self.health, health),
         )
 
 
@@ -128,4 +131,3 @@ def _load(fit: Fit, state: dict[str, Any]) -> None:
     fit.schedule.load_state_dict(state["schedule"])
     if fit.average:
         fit.average.load_state_dict(state["average"])
-

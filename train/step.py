@@ -98,7 +98,7 @@ class Stepper:
                 outputs = self.model(images)
             loss = row_losses(outputs, counts, self.fit.model.head, recipe.loss, self.weights).sum()
         with self.monitor.phase("backward"):
-            # DDP averages over the workers; so this is the mean over the rows of the global batch, however it is shared.
+            # DDP averages over the workers; so this is the mean over the rows of the global batch, whoever has them.
             (loss * self.worker.num_workers / num_global).backward()
         return loss.detach()
 
@@ -116,9 +116,7 @@ class Stepper:
         return ((self.fit.recipe.seed * 10_000 + self.epoch) * 1_000_000 + number) * 1000
 
 
-def shrink_photos(
-    images: UInt8[Tensor, "batch height width 3"], size: int
-) -> UInt8[Tensor, "batch {size} {size} 3"]:
+def shrink_photos(images: UInt8[Tensor, "batch height width 3"], size: int) -> UInt8[Tensor, "batch {size} {size} 3"]:
     """Photos of another size, antialiased."""
     pixels = images.permute(0, 3, 1, 2).float()
     smaller = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)

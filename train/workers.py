@@ -36,9 +36,9 @@ class Worker:
         """The sum over all workers."""
         return self._reduce(values, distributed.ReduceOp.SUM)
 
-    def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether any worker has it."""
-        return [bool(flag) for flag in self._reduce(torch.tensor(flags, dtype=torch.uint8), distributed.ReduceOp.MAX)]
+    def any(self, flag: bool) -> bool:
+        """Whether any worker raises the flag."""
+        return bool(self._reduce(torch.tensor(flag, dtype=torch.uint8), distributed.ReduceOp.MAX))
 
     def gather(self, value: list[Any]) -> list[Any]:
         """The lists of all workers, one after the other."""
@@ -49,7 +49,7 @@ class Worker:
         return [one for part in parts for one in part]
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Take rank 0's buffers, as the statistics of batch norms: DDP lets the workers' drift apart in the last step."""
+        """Take rank 0's buffers, as batch norms' statistics: in the last step of an epoch, the workers' drift apart."""
         if self.num_workers > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, src=0)

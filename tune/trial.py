@@ -38,7 +38,7 @@ def run_trial(point: dict[str, Any], *, setup: TrialSetup, rows: TrainingRows) -
         # A name made of the trial's id: a restarted trial goes on with the checkpoints of its first life.
         name=f"train-{ray_tune.get_context().get_trial_id()}",
         storage_path=setup.storage_path,
-        callback=ReportEpochs(),
+        callback=ReportEpochs(),  # type: ignore[no-untyped-call]  # Tune's __init__ has no annotations
     ).fit()
 
 
