@@ -21,7 +21,7 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
-from train.run_folder import describe_run
+from train.run_folder import METRICS_FILE, describe_run, findings_of, write_run_reports
 from train.state import PARTIAL, RESUME_FILE
 from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
 
@@ -54,6 +54,7 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
                 raise unwrap(error) or RunError(f"the training failed: {error}") from error
             finally:
                 keep_drops(rows, run_dir)
+        write_run_reports(run_dir, recipe)
         diverged = (result.metrics or {}).get("diverged")
         if not result.best_checkpoints:
             raise RunError(f"the training ended without a checkpoint: {diverged or 'no epoch ended'}")
@@ -117,10 +118,15 @@ def _shown_epochs(run_dir: Path, max_epochs: int) -> Iterator[ForwardEpochs]:
     queue = Queue(actor_options={"num_cpus": 0})
 
     def show() -> None:
-        with (run_dir / "metrics.jsonl").open("a") as log:
+        told: set[str] = set()
+        with (run_dir / METRICS_FILE).open("a") as log:
             while (metrics := queue.get()) is not None:
-                say(f"epoch {metrics['epoch']}/{max_epochs}: {describe(metrics)}")
                 print(json.dumps(metrics), file=log, flush=True)
+                say(f"epoch {metrics['epoch']}/{max_epochs}: {describe(metrics)}")
+                for finding in findings_of(metrics):
+                    if finding.rule not in told:
+                        say(f"health: {finding.saw}, since {finding.since}; {finding.advice}")
+                    told.add(finding.rule)
 
     thread = Thread(target=show, daemon=True)
     thread.start()

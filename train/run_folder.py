@@ -13,8 +13,12 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 
 from bintally.config import Recipe, write_recipe
+from train.health import write_findings
+from train.health_rules import Finding
+from train.profile_report import write_profile
 
 _PACKAGES: Final = ("bintally", "ray", "torch", "torchvision", "numpy", "pyarrow", "obstore")
+METRICS_FILE: Final = "metrics.jsonl"
 _CODE: Final = Path(__file__).parent.parent
 
 
@@ -53,6 +57,22 @@ def read_epochs(path: Path) -> list[dict[str, Any]]:
         metrics = json.loads(line)
         epochs[metrics["epoch"]] = epochs.get(metrics["epoch"], {}) | metrics
     return [epoch for _, epoch in sorted(epochs.items())]
+
+
+def findings_of(metrics: dict[str, Any]) -> list[Finding]:
+    """What the health rules found up to an epoch."""
+    return [Finding(**finding) for finding in metrics.get("findings", [])]
+
+
+def write_run_reports(run_dir: Path, recipe: Recipe) -> None:
+    """Write curves.png, health.json and profile.html from the epochs in metrics.jsonl."""
+    epochs = [epoch for epoch in read_epochs(run_dir / METRICS_FILE) if "diverged" not in epoch]
+    if not epochs:
+        return
+    findings = findings_of(epochs[-1])
+    plot_epochs(epochs, run_dir / "curves.png", title=recipe.name)
+    write_findings(findings, run_dir / "health.json")
+    write_profile([epoch["health"] for epoch in epochs if "health" in epoch], findings, run_dir / "profile.html")
 
 
 def plot_epochs(epochs: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
