@@ -19,7 +19,7 @@ from data.feed import Feed, FeedSpec
 from train.ema import WeightAverage
 from train.health import check
 from train.health_config import HealthConfig
-from train.health_record import EpochHealth
+from train.health_record import read_epoch
 from train.monitor import Monitor
 from train.optim import build_optimizer, build_schedule, set_train_mode, set_trained, trained_changes
 from train.state import Fit, Progress, report, report_partial, resume
@@ -110,7 +110,7 @@ def train_loop(values: dict[str, Any]) -> None:
             )
             fit.schedule.end_epoch(metrics["val_nll"])
             progress = progress.after_epoch(metrics["val_nll"], health)
-            findings = check([EpochHealth.from_dict(epoch) for epoch in progress.health], HealthConfig())
+            findings = check([read_epoch(epoch) for epoch in progress.health], HealthConfig())
             with monitor.phase("checkpoint"):
                 report(metrics | {"health": health, "findings": [asdict(one) for one in findings]}, fit, progress)
             hopeless = config.on_health == "stop" and any(one.severity == "stop" for one in findings)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -23,10 +23,13 @@ from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
 from train.run_folder import METRICS_FILE, describe_run, findings_of, write_run_reports
 from train.state import PARTIAL, RESUME_FILE
+from train.tracking import Tracker, TrackerName, figures_of, tracked
 from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
 
 
-def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) -> Path:
+def fit(
+    recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path, track: Sequence[TrackerName] = ()
+) -> Path:
     """Train a recipe; the folder of its best checkpoint.
 
     Raises:
@@ -42,7 +45,7 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
         check_fits(recipe, resources, rows.num_train)
         describe_run(run_dir, recipe)
         say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")
-        with _shown_epochs(run_dir, recipe.max_epochs) as callback:
+        with tracked(track, run_dir, recipe) as trackers, _shown_epochs(run_dir, recipe, trackers) as callback:
             trainer = build_trainer(recipe, rows, resources, name="train", storage_path=run_dir, callback=callback)
             try:
                 result = trainer.fit()
@@ -113,8 +116,8 @@ class ForwardEpochs(UserCallback):
 
 
 @contextmanager
-def _shown_epochs(run_dir: Path, max_epochs: int) -> Iterator[ForwardEpochs]:
-    """Show each epoch as it ends and append it to metrics.jsonl."""
+def _shown_epochs(run_dir: Path, recipe: Recipe, trackers: Sequence[Tracker]) -> Iterator[ForwardEpochs]:
+    """Show each epoch as it ends, append it to metrics.jsonl, and track it."""
     queue = Queue(actor_options={"num_cpus": 0})
 
     def show() -> None:
@@ -122,7 +125,9 @@ def _shown_epochs(run_dir: Path, max_epochs: int) -> Iterator[ForwardEpochs]:
         with (run_dir / METRICS_FILE).open("a") as log:
             while (metrics := queue.get()) is not None:
                 print(json.dumps(metrics), file=log, flush=True)
-                say(f"epoch {metrics['epoch']}/{max_epochs}: {describe(metrics)}")
+                say(f"epoch {metrics['epoch']}/{recipe.max_epochs}: {describe(metrics)}")
+                for track in trackers:
+                    track(metrics["epoch"], figures_of(metrics))
                 for finding in findings_of(metrics):
                     if finding.rule not in told:
                         say(f"health: {finding.saw}, since {finding.since}; {finding.advice}")
