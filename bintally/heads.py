@@ -1,9 +1,12 @@
 """What a network's raw outputs mean: the way from them to a distribution over the counts 0..K-1, for each head.
 
-softmax           K logits, one per count
-corn              K-1 logits of "more than k, given at least k"
-cumulative_link   K-1 logits of "more than k": one score minus K-1 rising thresholds, learnt beside the network
-regression        a location, counted from the middle count, and the logarithm of a spread, both in items
+    softmax           K logits, one per count
+    corn              K-1 logits of "more than k, given at least k"
+    cumulative_link   K-1 logits of "more than k": one score minus K-1 rising thresholds, learnt beside the network
+    regression        a location in items, counted from the middle count and divided by the variance; and a number
+                      whose softplus is one over the variance
+
+So any head has a likelihood, by which it is scored and calibrated like the others.
 """
 
 from collections.abc import Callable
@@ -19,8 +22,10 @@ from bintally.config import Head
 
 MIN_GAP: Final = 1e-3
 """Between neighbouring thresholds, so that no count becomes impossible."""
-MAX_LOG_SPREAD: Final = 3.0
-"""Spreads lie within exp(-3)..exp(3), 0.05 to 20 items: sharper ones only overflow, wider ones are flat already."""
+FIRST_GAP: Final = 2.0
+"""Before training, which gives a count between two thresholds a probability of 0.46 at most."""
+THRESHOLD_RATE: Final = 10.0
+"""How much faster than weights the thresholds learn: at the rates that suit weights they would hardly move."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +54,14 @@ class OrderedThresholds(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        first = torch.tensor([1 - num_classes / 2])  # so that the thresholds lie evenly around a score of zero
-        gap = torch.tensor(1 - MIN_GAP).expm1().log()  # the inverse of softplus: gaps of one to begin with
-        self.raw = nn.Parameter(torch.cat([first, gap.expand(num_classes - 2)]))
+        first = torch.tensor([FIRST_GAP * (1 - num_classes / 2)])  # so that they lie evenly around a score of zero
+        gap = torch.tensor(FIRST_GAP - MIN_GAP).expm1().log()  # the inverse of softplus
+        self.raw = nn.Parameter(torch.cat([first, gap.expand(num_classes - 2)]) / THRESHOLD_RATE)
 
     def forward(self, score: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch thresholds"]:
         """Logits of "more than k", in float32."""
-        rises = torch.cat([self.raw[:1], F.softplus(self.raw[1:]) + MIN_GAP])
+        raw = THRESHOLD_RATE * self.raw
+        rises = torch.cat([raw[:1], F.softplus(raw[1:]) + MIN_GAP])
         return score.float() - rises.cumsum(dim=0)
 
 
@@ -82,13 +88,14 @@ def _read_cumulative_link(logits: Tensor, _num_classes: int) -> Tensor:
 
 
 def _read_regression(outputs: Tensor, num_classes: int) -> Tensor:
-    """A normal density at the counts, normalised over them; so its likelihood compares with that of the other heads."""
+    """A normal density at the counts, normalised over them.
+
+    In these natural parameters the likelihood of a row is concave up to the softplus. With a location and the logarithm
+    of a spread, training got stuck at a wide spread, where the location has hardly a gradient.
+    """
     levels = torch.arange(num_classes, device=outputs.device) - (num_classes - 1) / 2
-    location, raw_spread = outputs[:, :1], outputs[:, 1:]
-    log_spread = MAX_LOG_SPREAD * torch.tanh(raw_spread / MAX_LOG_SPREAD)
-    # The square of the location is the same for all counts and left out: it would overflow.
-    exponents = (levels * location - levels.square() / 2) * torch.exp(-2 * log_spread)
-    return exponents.log_softmax(dim=1)
+    precision = F.softplus(outputs[:, 1:])
+    return (levels * outputs[:, :1] - levels.square() / 2 * precision).log_softmax(dim=1)
 
 
 _READ: Final[dict[Head, Callable[[Tensor, int], Tensor]]] = {

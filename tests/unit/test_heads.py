@@ -39,8 +39,9 @@ def by_formula(kind: Head, outputs: Tensor) -> np.ndarray:
     if kind == "softmax":
         return np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
     if kind == "regression":
-        location, spread = x[:, :1] + 2.5, np.exp(3 * np.tanh(x[:, 1:] / 3))
-        density = np.exp(-0.5 * ((np.arange(6) - location) / spread) ** 2)
+        variance = 1 / np.log1p(np.exp(x[:, 1:]))
+        location = 2.5 + x[:, :1] * variance
+        density = np.exp(-0.5 * (np.arange(6) - location) ** 2 / variance)
         return np.asarray(density / density.sum(axis=1, keepdims=True))
     more = np.cumprod(sigmoid(x), axis=1) if kind == "corn" else sigmoid(x)
     edges = np.concatenate([np.ones((len(x), 1)), more, np.zeros((len(x), 1))], axis=1)
@@ -96,24 +97,24 @@ def test_thresholds_rise_whatever_was_learnt(raw: list[float]) -> None:
 
 
 def test_thresholds_begin_evenly_around_zero() -> None:
-    assert OrderedThresholds(6)(torch.zeros(1, 1))[0].tolist() == pytest.approx([2, 1, 0, -1, -2], abs=1e-5)
+    assert OrderedThresholds(6)(torch.zeros(1, 1))[0].tolist() == pytest.approx([4, 2, 0, -2, -4], abs=1e-5)
 
 
 def test_thresholds_are_subtracted_in_float32() -> None:
     """In bfloat16 a score of 300 would swallow the gaps, and counts between thresholds would become impossible."""
     logits = OrderedThresholds(6)(torch.full((1, 1), 300.0, dtype=torch.bfloat16))
     assert logits.dtype == torch.float32
-    assert logits[0].diff().tolist() == pytest.approx([-1] * 4, abs=1e-3)
+    assert logits[0].diff().tolist() == pytest.approx([-2] * 4, abs=1e-3)
 
 
 def test_the_location_of_regression_is_counted_from_the_middle() -> None:
-    log_probs = head("regression").log_probabilities(torch.tensor([[0.0, 0.0], [1.5, -1.0], [-99.0, 0.0]]))
+    log_probs = head("regression").log_probabilities(torch.tensor([[0.0, 0.0], [3.0, 1.85], [-99.0, 0.0]]))
     assert log_probs.exp()[0].tolist() == pytest.approx(log_probs.exp()[0].flip(0).tolist())
     assert log_probs.argmax(dim=1).tolist()[1:] == [4, 0]
 
 
-def test_the_spread_of_regression_widens_the_distribution() -> None:
-    narrow, wide = head("regression").log_probabilities(torch.tensor([[0.5, -5.0], [0.5, 5.0]])).exp()
+def test_the_precision_of_regression_narrows_the_distribution() -> None:
+    narrow, wide = head("regression").log_probabilities(torch.tensor([[20.0, 40.0], [0.0, -5.0]])).exp()
     assert narrow[3] > 0.999
     assert wide.max() < 1.1 / 6
     assert math.isclose(float(wide.sum()), 1, rel_tol=1e-5)

@@ -94,7 +94,7 @@ def test_corn_adds_up_binary_cross_entropies_over_the_rows_that_got_so_far() -> 
 
 def test_cumulative_link_is_the_likelihood_of_a_logistic_between_two_thresholds() -> None:
     score = random_scores("cumulative_link")
-    edges = np.concatenate([[-np.inf], np.arange(-2, 3), [np.inf]])  # where the thresholds begin
+    edges = np.concatenate([[-np.inf], np.arange(-4, 5, 2), [np.inf]])  # where the thresholds begin
     s, y = score.detach().double().numpy()[:, 0], COUNTS.numpy()
     p = 1 / (1 + np.exp(s - edges[y + 1])) - 1 / (1 + np.exp(s - edges[y]))
     np.testing.assert_allclose(losses_of(score, head="cumulative_link").detach(), -np.log(p), rtol=1e-3)
@@ -102,9 +102,9 @@ def test_cumulative_link_is_the_likelihood_of_a_logistic_between_two_thresholds(
 
 def test_regression_is_the_likelihood_of_a_normal_at_the_counts() -> None:
     outputs = random_scores("regression", scale=1.0)
-    location, log_spread = outputs.detach().double().numpy().T
-    spread = np.exp(3 * np.tanh(log_spread / 3))[:, None]
-    density = np.exp(-(((np.arange(6) - location[:, None] - 2.5) / spread) ** 2) / 2)
+    scaled, raw = outputs.detach().double().numpy().T[:, :, None]
+    variance = 1 / np.log1p(np.exp(raw))
+    density = np.exp(-((np.arange(6) - 2.5 - scaled * variance) ** 2) / (2 * variance))
     p = density[np.arange(len(COUNTS)), COUNTS] / density.sum(axis=1)
     np.testing.assert_allclose(losses_of(outputs, head="regression").detach(), -np.log(p), rtol=1e-3)
 
