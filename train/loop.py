@@ -168,7 +168,8 @@ def _train_epoch(run: Run, model: nn.Module, progress: Progress) -> Progress:
     set_train_mode(model)
     stepper = Stepper(fit, model, worker, monitor, _weights_of(run), progress.epoch)
     batches = on_device(run.train.epoch(progress.epoch, start=progress.position), worker.device, monitor)
-    before, loss_sum, num_images = progress, torch.zeros((), device=worker.device), 0
+    before, num_images = progress, 0
+    loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
     unchecked: list[tuple[list[str], Tensor]] = []  # what the steps since the last look were of
     saved = time.monotonic()
     for batch in monitor.steps(batches):

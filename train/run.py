@@ -21,7 +21,7 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
-from train.run_folder import METRICS_FILE, describe_run, findings_of, write_run_reports
+from train.run_folder import METRICS_FILE, describe_run, findings_of, read_epochs, write_run_reports
 from train.state import PARTIAL, RESUME_FILE
 from train.tracking import Tracker, TrackerName, figures_of, tracked
 from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
@@ -58,7 +58,7 @@ def fit(
             finally:
                 keep_drops(rows, run_dir)
         write_run_reports(run_dir, recipe)
-        diverged = (result.metrics or {}).get("diverged")
+        diverged = next((epoch["diverged"] for epoch in read_epochs(run_dir / METRICS_FILE) if "diverged" in epoch), "")
         if not result.best_checkpoints:
             raise RunError(f"the training ended without a checkpoint: {diverged or 'no epoch ended'}")
         checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["val_nll"])
