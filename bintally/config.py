@@ -129,7 +129,7 @@ class ModelConfig:
     """None trains from scratch; a name of the backbone's torchvision enum (`IMAGENET1K_V1`) or a local file."""
     head: Head = "softmax"
     """What the outputs mean: softmax (a logit per count), corn and cumulative_link (ordinal: logits of "more than k"),
-    or regression (one number with a fitted spread)."""
+    or regression (a location with a fitted spread)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,12 +171,14 @@ class AugmentConfig:
     blur: float = 0.0
     """Share of the photos that are blurred a little."""
     shrink: float = 0.0
-    """Photos are shrunk by up to this share, with grey around."""
+    """Photos are shrunk by up to this share, at most 0.5, with grey around."""
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "colour", "blur", "shrink"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment.{name} must lie in 0..1, not {getattr(self, name)}")
+        if self.shrink > 0.5:  # beyond that, items could fall between the sampled pixels
+            raise ConfigError(f"augment.shrink must be at most 0.5, not {self.shrink}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +192,7 @@ class OptimConfig:
     global_batch_size: int
     """Images per optimiser step over all workers."""
     weight_decay: float = 0.05
-    """Decoupled weight decay; biases and norms have none."""
+    """Weight decay, decoupled with adamw and part of the gradient with sgd; biases and norms have none."""
     warmup_fraction: float = 0.1
     """Share of all steps in which the learning rate rises from zero."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -304,6 +306,11 @@ class Recipe:
             raise ConfigError(
                 f"small_first must be rising (epoch, pixels) pairs of 16..{self.data.image_size} px,"
                 f" not {self.small_first}"
+            )
+        if self.small_first and self.model.backbone.startswith(("vit_", "maxvit_")):
+            raise ConfigError(
+                f"small_first needs a network that takes photos of any size; model.backbone {self.model.backbone}"
+                " is built for one"
             )
         if self.model.head != "softmax" and (self.loss.kind != "cross_entropy" or self.loss.class_weights):
             raise ConfigError(f"loss.kind and class_weights need model.head softmax, not {self.model.head}")

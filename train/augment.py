@@ -69,17 +69,24 @@ def augment(images: UInt8[Tensor, "batch height width 3"], draws: Draws) -> UInt
     if draws.mirrored.any():
         mirrored = draws.mirrored.to(images.device).view(-1, 1, 1, 1)
         images = torch.where(mirrored, images.flip(dims=(2,)), images)
-    shrinks, recolours = bool((draws.scale != 1).any()), bool((draws.gain != 1).any() or (draws.contrast != 1).any())
-    if not (shrinks or recolours or draws.blurred.any()):
+    moves = bool((draws.scale != 1).any() or draws.blurred.any())
+    recolours = bool((draws.gain != 1).any() or (draws.contrast != 1).any())
+    if not (moves or recolours):
         return images
+    pixels = _move(images, draws) if moves else images
+    if recolours:
+        pixels = _recolour(pixels, draws.gain, draws.contrast)
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _move(images: Tensor, draws: Draws) -> Tensor:
+    """What mixes neighbouring pixels, which needs the channels before the pixels."""
     pixels = images.permute(0, 3, 1, 2).float()
-    if shrinks:
+    if (draws.scale != 1).any():
         pixels = _shrink(pixels, draws.scale, draws.place)
     if draws.blurred.any():
         pixels = _blur(pixels, draws.blurred)
-    if recolours:
-        pixels = _recolour(pixels, draws.gain, draws.contrast)
-    return pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 def _shrink(pixels: Tensor, scale: Tensor, place: Tensor) -> Tensor:
@@ -102,7 +109,7 @@ def _blur(pixels: Tensor, blurred: Tensor) -> Tensor:
 
 
 def _recolour(pixels: Tensor, gain: Tensor, contrast: Tensor) -> Tensor:
-    pixels = pixels * gain.to(pixels.device)[:, :, None, None]
+    pixels = pixels * gain.to(pixels.device)[:, None, None]
     if (contrast == 1).all():
         return pixels
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)

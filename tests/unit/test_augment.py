@@ -45,6 +45,7 @@ def test_shape_type_and_input_stay(shape: tuple[int, int, int], config: dict[str
     out = run(images, **config)
     assert out.shape == images.shape
     assert out.dtype == torch.uint8
+    assert out.is_contiguous(), "the network takes the channels last"
     assert torch.equal(images, before)
 
 
