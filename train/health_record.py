@@ -36,7 +36,8 @@ class StepSample:
     stages: dict[str, StageSample]
     """By stage, from the input to the output."""
     input_variance: dict[str, float]
-    """Variance of what went into each convolution and linear layer, from the input to the output."""
+    """Variance of what went into each convolution and linear layer, from the input to the output;
+    empty after the first steps, whose initialisation it is to judge."""
     dead_share: dict[str, float]
     """Share of each ReLU's units that were next to never active."""
 
@@ -50,7 +51,7 @@ class Durations:
     std_s: float
     median_s: float
     longest: list[tuple[int, float]]
-    """The longest ones as (step, seconds), longest first; at most `MAX_LONGEST`."""
+    """The 64 longest ones as (step, seconds), longest first."""
     histogram: dict[str, int]
     """Steps by bin; bin k holds those of 10^(k/20) to 10^((k+1)/20) seconds, so that epochs add up."""
 

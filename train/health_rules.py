@@ -159,7 +159,7 @@ def update_ratio(history: History, config: HealthConfig) -> Finding | None:
                 return Finding(
                     rule="update_ratio",
                     severity="stop" if small else "warn",
-                    saw=f"a step changes the weights of {name} by {value:.1e} of their size",
+                    saw=f"a step changes the weights of {name} by {value:.2g} of their size",
                     epoch=epoch.epoch,
                     step=None,
                     advice=f"{'raise' if small else 'lower'} the learning rate",

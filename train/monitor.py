@@ -29,7 +29,7 @@ from train.tensor_stats import finite
 from train.usage import INTERVAL_S, Probe, ProcessProbe, UsageSampler
 
 FIRST_STEPS: Final = 10  # all of them are sampled, for the rules of the initialisation
-MAX_SAMPLES: Final = 64  # of an epoch; beyond that every second one is left out
+MAX_SAMPLES: Final = 32  # of an epoch; beyond that every second one is left out
 _END: Final = object()
 T = TypeVar("T")
 
@@ -193,7 +193,7 @@ class Monitor:
         if self._sampling:
             with self.phase(MONITOR):
                 self._synchronize()  # what earlier steps left in the GPU's queue is not this step's
-                self._sampler.begin()
+                self._sampler.begin(inputs=step <= FIRST_STEPS)
         began = self._clock.charge()
         self._clock.synced = self._sampling
         return began, self._clock.totals.get(MONITOR, 0.0)

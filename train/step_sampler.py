@@ -43,11 +43,11 @@ class StepSampler:
         self._num_rows, self._num_steps = 0, 0
         self._read_loss, self._read_rows = 0.0, 0
 
-    def begin(self) -> None:
-        """Look at the next forward pass."""
+    def begin(self, *, inputs: bool) -> None:
+        """Look at the next forward pass; `inputs`: also at what goes into each layer."""
         self._stages = split_stages(self._model)  # each time anew: frozen stages may have been released
         if self._with_activations:
-            self._activations.attach()
+            self._activations.attach(inputs=inputs)
 
     def after_backward(self) -> None:
         """Between backward and clipping: statistics of the gradients, and a copy of what the step will change."""

@@ -277,21 +277,28 @@ def test_a_count_that_is_always_counted_wrong_is_an_imbalance() -> None:
 
 
 def test_a_slow_loader_bounds_the_training() -> None:
-    history = Training(model=mlp(), train=rows(320), in_loader=lambda _: time.sleep(0.01)).run()
+    training = Training(model=mlp(), train=rows(320))
+    history = replace(training, in_loader=lambda _: time.sleep(0.02)).run()
     finding = found(history, "input_bound")
     assert finding.value is not None
     assert finding.value > 0.5
-    slow_first = Training(model=mlp(), train=rows(320), in_loader=lambda n: time.sleep(0.3 if n == 0 else 0)).run()
-    assert "input_bound" not in rules_of(slow_first)  # starting the pipeline does not count
+    # Starting the pipeline does not count. Each step sleeps too, so that a busy machine decides nothing.
+    slow_first = replace(training, in_loader=lambda n: time.sleep(0.3 * (n == 0)), in_step=lambda _: time.sleep(0.01))
+    history = slow_first.run()
+    assert history[0].phases["wait"] > 0.3
+    assert "input_bound" not in rules_of(history)
 
 
 def test_steps_that_sleep_are_outliers() -> None:
     def sometimes(step: int) -> None:
-        time.sleep(0.03 if step % 18 == 17 else 0.0)
+        time.sleep(0.08 if step % 18 == 17 else 0.0)
 
-    finding = found(Training(model=mlp(), train=rows(4000), epochs=1, in_step=sometimes).run(), "step_outliers")
-    assert finding.step == 18
-    assert finding.value == pytest.approx(13, abs=2)
+    training = Training(model=mlp(), train=rows(4000), epochs=1)
+    finding = found(replace(training, in_step=sometimes).run(), "step_outliers")
+    assert finding.value is not None
+    assert finding.value > 10
+    assert finding.step is not None
+    assert finding.step <= 18
 
 
 def test_tensors_that_are_kept_make_memory_grow() -> None:
