@@ -35,7 +35,7 @@ def tell_calibration(calibration: Calibration) -> None:
 def doubts_of(calibration: Calibration, data: DataConfig, split: str) -> list[str]:
     """Why the figures after calibration may be better than they will be on new photos, or worse."""
     doubts: list[str] = []
-    if calibration.split in (split, "train") or split == "all":
+    if split in (calibration.split, "all"):
         doubts.append(f"it was fitted on photos of the {calibration.split} split, which are scored here, too")
     elif calibration.split_by != data.split_by:
         doubts.append(

@@ -1,7 +1,7 @@
 """All figures of an evaluation from its predictions: one JSON-ready dict, the same as in metrics.json."""
 
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ class Scored:
     """Width times height of the file."""
 
     @classmethod
-    def of(cls, rows: pa.Table, num_classes: int) -> Self:
+    def of(cls, rows: pa.Table, num_classes: int) -> "Scored":
         """The rows that were counted; dropped ones are left out."""
         kept = rows.filter(pa.compute.is_null(rows[REASON]))
 
@@ -134,7 +134,7 @@ def risk_figures(probabilities: np.ndarray, counts: np.ndarray) -> dict[str, Any
     }
 
 
-def reliability_rows(probabilities: np.ndarray, counts: np.ndarray) -> list[dict[str, float]]:
+def reliability_rows(probabilities: np.ndarray, counts: np.ndarray) -> list[dict[str, float | int]]:
     """The bins of confidence that hold a photo."""
     bins = Reliability.of(probabilities, counts)
     rows = zip(bins.num_images.tolist(), bins.confidence.tolist(), bins.accuracy.tolist(), strict=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,7 +48,7 @@ class PredictionParts:
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, of: dict[str, Any]) -> Iterator[Self]:
+    def open(cls, folder: Path, of: dict[str, Any]) -> Iterator["PredictionParts"]:
         """Make the folder or go on with it.
 
         Args:
@@ -67,10 +67,6 @@ class PredictionParts:
         """All rows, in no order."""
         tables = [pq.read_table(path, schema=SCHEMA) for path in self._paths()]
         return pa.concat_tables([SCHEMA.empty_table(), *tables])
-
-    def done_ids(self) -> set[str]:
-        """The ids that need not be predicted again."""
-        return {bin_id for path in self._paths() for bin_id in pq.read_table(path, columns=[ID])[ID].to_pylist()}
 
     def add(self, rows: pa.Table) -> None:
         """Write one more part, under its name only when it is whole.

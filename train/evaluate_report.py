@@ -78,7 +78,7 @@ def _draw_charts(summary: dict[str, Any], run_dir: Path) -> dict[str, Path]:
     return charts
 
 
-def _bins(rows: Sequence[dict[str, float]]) -> list[tuple[float, float, int]]:
+def _bins(rows: Sequence[dict[str, float | int]]) -> list[tuple[float, float, int]]:
     return [(row["confidence"], row["accuracy"], int(row["num_images"])) for row in rows]
 
 
