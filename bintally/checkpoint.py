@@ -58,8 +58,8 @@ class Checkpoint:
         """Probability of each count 0..max_count, for photos as `decode_photo` makes them."""
         with torch.inference_mode():
             device = self.model.mean.device
-            logits = self.model(torch.tensor(images, device=device))  # a copy: arrays of the stream are read-only
-            probabilities: np.ndarray = logits.float().softmax(dim=1).cpu().numpy()
+            outputs = self.model(torch.tensor(images, device=device))  # a copy: arrays of the stream are read-only
+            probabilities: np.ndarray = self.model.log_probabilities(outputs).exp().cpu().numpy()
         return probabilities
 
 
@@ -108,7 +108,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: format {config.get('format')!r}; this BinTally reads format {FORMAT}")
     try:
         recipe = recipe_from_dict(config.get("recipe", {}), origin=str(path / CONFIG_FILE))
-        model = build_model(recipe.model, num_classes=recipe.data.num_classes, load_weights=False)
+        size = recipe.data.image_size
+        model = build_model(recipe.model, num_classes=recipe.data.num_classes, image_size=size, load_weights=False)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     version = load_weights(path, model)

@@ -21,10 +21,11 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
+from train.model_card import write_model_card
 from train.run_folder import METRICS_FILE, describe_run, findings_of, read_epochs, write_run_reports
 from train.state import PARTIAL, RESUME_FILE
 from train.tracking import Tracker, TrackerName, figures_of, tracked
-from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
+from train.trainer import build_trainer, check_fits, check_model, check_rows, cluster_resources, trainings_at_once
 
 
 def fit(
@@ -42,7 +43,7 @@ def fit(
         trainings_at_once(cluster_resources(), resources)
         ledger = DropLedger.start(max_faults=read.max_faults(len(splits["train"]) + len(splits["val"])))
         rows = load_training_rows(splits, recipe, ledger, read)
-        check_fits(recipe, resources, rows.num_train)
+        check_rows(recipe, resources, rows)
         describe_run(run_dir, recipe)
         say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")
         with tracked(track, run_dir, recipe) as trackers, _shown_epochs(run_dir, recipe, trackers) as callback:
@@ -63,6 +64,7 @@ def fit(
             raise RunError(f"the training ended without a checkpoint: {diverged or 'no epoch ended'}")
         checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["val_nll"])
         target = keep_checkpoint(Path(checkpoint.path), run_dir / "checkpoint")
+        write_model_card(target, recipe, metrics)
         say(f"best epoch {metrics['epoch']}: {describe(metrics)}")
         say(f"checkpoint: {target}")
         if diverged:

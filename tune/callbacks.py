@@ -10,7 +10,17 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from data.progress import say
 from tune.record import EpochRecord, append_record
 
-_METRICS = ("val_nll", "val_accuracy", "val_within_one", "val_rmse", "val_mae", "train_loss", "images_per_s", "epoch_s")
+_METRICS = (
+    "val_nll",
+    "val_accuracy",
+    "val_within_one",
+    "val_rmse",
+    "val_mae",
+    "val_num_images",
+    "train_loss",
+    "images_per_s",
+    "epoch_s",
+)
 
 
 class RecordEpochs(Callback):
