@@ -3,6 +3,7 @@
     model.safetensors   weights, nothing that executes
     config.json         format version and the recipe
     metrics.json        figures that were measured with these weights
+    calibration.json    a temperature and thresholds for ranges, if train/evaluate.py --calibrate has fitted them
 
 A folder is written under another name and renamed, so a reader never sees half of one.
 """
@@ -21,8 +22,10 @@ import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
+from bintally.calibration import Calibration
 from bintally.config import Recipe, recipe_from_dict
 from bintally.errors import CheckpointError, ConfigError
 from bintally.model import Counter, build_model
@@ -31,6 +34,9 @@ FORMAT: Final = 2  # 1 was trained on another split of the ids than recipes mean
 WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "config.json"
 METRICS_FILE: Final = "metrics.json"
+CALIBRATION_FILE: Final = "calibration.json"
+
+_CALIBRATION: Final = TypeAdapter(Calibration)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +51,15 @@ class Checkpoint:
     """Figures that were measured with these weights."""
     version: str
     """First 12 hex digits of the SHA-256 of the weights."""
+    calibration: Calibration | None = None
+    """How to read the probabilities, if that was fitted."""
 
     def predict(self, images: UInt8[np.ndarray, "batch size size 3"]) -> Float[np.ndarray, "batch classes"]:
         """Probability of each count 0..max_count, for photos as `decode_photo` makes them."""
         with torch.inference_mode():
             device = self.model.mean.device
-            logits = self.model(torch.tensor(images, device=device))  # a copy: arrays of the stream are read-only
-            probabilities: np.ndarray = logits.float().softmax(dim=1).cpu().numpy()
+            outputs = self.model(torch.tensor(images, device=device))  # a copy: arrays of the stream are read-only
+            probabilities: np.ndarray = self.model.log_probabilities(outputs).exp().cpu().numpy()
         return probabilities
 
 
@@ -100,11 +108,34 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: format {config.get('format')!r}; this BinTally reads format {FORMAT}")
     try:
         recipe = recipe_from_dict(config.get("recipe", {}), origin=str(path / CONFIG_FILE))
-        model = build_model(recipe.model, num_classes=recipe.data.num_classes, load_weights=False)
+        size = recipe.data.image_size
+        model = build_model(recipe.model, num_classes=recipe.data.num_classes, image_size=size, load_weights=False)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     version = load_weights(path, model)
-    return Checkpoint(model=model.eval(), recipe=recipe, metrics=_read_json(path / METRICS_FILE), version=version)
+    return Checkpoint(
+        model=model.eval(),
+        recipe=recipe,
+        metrics=_read_json(path / METRICS_FILE),
+        version=version,
+        calibration=_read_calibration(path / CALIBRATION_FILE, version),
+    )
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Store a calibration in the checkpoint folder that it was fitted with; a reader sees all of it, or the one before.
+
+    Raises:
+        CheckpointError: it could not be written, as when the disk is full.
+    """
+    partial = path / f".{CALIBRATION_FILE}.{os.getpid()}.partial"
+    try:
+        partial.write_text(json.dumps(asdict(calibration), indent=2) + "\n")
+        partial.replace(path / CALIBRATION_FILE)
+    except OSError as error:
+        raise CheckpointError(f"{path / CALIBRATION_FILE} could not be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_weights(path: Path, model: Counter) -> str:
@@ -121,6 +152,20 @@ def load_weights(path: Path, model: Counter) -> str:
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit its config.json: {error}") from None
     return hashlib.sha256(weights).hexdigest()[:12]
+
+
+def _read_calibration(path: Path, version: str) -> Calibration | None:
+    if not path.exists():
+        return None
+    try:
+        calibration = _CALIBRATION.validate_json(_read_bytes(path))
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is no calibration: {error.errors()[0]['msg']}") from None
+    if calibration.model_version != version:
+        raise CheckpointError(
+            f"{path} is of the weights {calibration.model_version}, not {version}: delete it, or calibrate anew"
+        )
+    return calibration
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,10 +6,11 @@ A Recipe is everything that a run's numbers depend on. Resources (workers, GPUs,
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -337,6 +338,32 @@ def recipe_from_dict(values: object, *, origin: str = "recipe") -> Recipe:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{origin}: {faults}") from None
+
+
+def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with other values of single fields.
+
+    Args:
+        recipe: to change.
+        settings: as `optim.schedule=step` or `data.image_size=160`; the value is JSON, or a bare word for text.
+
+    Raises:
+        ConfigError: a setting is not of that form, a field is unknown, or a value is out of range.
+    """
+    values = asdict(recipe)
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        *sections, field = name.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not equals or not isinstance(place, dict) or field not in place:
+            raise ConfigError(f"set must be FIELD=VALUE with a field of a recipe, as optim.lr=0.01, not {setting!r}")
+        try:
+            place[field] = json.loads(text)
+        except ValueError:
+            place[field] = text
+    return recipe_from_dict(values, origin="set") if settings else recipe
 
 
 def read_recipe(path: Path) -> Recipe:

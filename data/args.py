@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
@@ -122,6 +122,10 @@ class ResourceArgs:
     """One GPU per worker."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here (default: the machine's cores); without meaning if RAY_ADDRESS is set."""
+    checkpoint_s: float = 600.0
+    """Seconds between checkpoints within an epoch, beside those at its end: what a fault costs at most."""
+    on_health: Literal["warn", "stop"] = "warn"
+    """What happens when a training looks unwell (see health.json): say so, or stop it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

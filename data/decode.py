@@ -7,9 +7,9 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, ArrayBatch
+from bintally.batch import BATCH_ROWS, COUNT, HEIGHT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, WIDTH, ArrayBatch
 from bintally.errors import ConfigError, ImageError
-from bintally.image import decode_photo
+from bintally.image import check_header, decode_photo
 from data.blocks import FetchSpec, photos_of
 
 TASK_ROWS: Final = 512  # what a task costs besides its work is spread over so many rows
@@ -39,17 +39,21 @@ class Share:
         return max(1, min(TASK_ROWS, TASK_BYTES // row_bytes) // self.global_batch_size)
 
 
-def decode_rows(table: pa.Table, spec: FetchSpec) -> ArrayBatch:
-    """Decode a block; photos that are none are reported and left out."""
+def decode_rows(table: pa.Table, spec: FetchSpec, *, with_sizes: bool = False) -> ArrayBatch:
+    """Decode a block; photos that are none are reported and left out. With sizes, rows have those of their files."""
     images = np.empty((len(table), spec.data.image_size, spec.data.image_size, 3), np.uint8)
     good = _decode_into(images, np.arange(len(table)), table, spec)
     kept = np.flatnonzero(good)
-    return {
+    rows = {
         ID: np.asarray(table[ID].to_pylist(), np.str_)[kept],
         POSITION: table[POSITION].to_numpy()[kept],
         IMAGE: images if len(kept) == len(table) else images[kept],
         COUNT: table[COUNT].to_numpy()[kept],
     }
+    if with_sizes:
+        sizes = [check_header(photo) for photo, is_good in zip(photos_of(table), good, strict=True) if is_good]
+        rows[WIDTH], rows[HEIGHT] = np.array(sizes, np.int64).reshape(-1, 2).T
+    return rows
 
 
 def decode_batches(table: pa.Table, spec: FetchSpec, share: Share, num_batches: int) -> ArrayBatch:

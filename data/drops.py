@@ -5,6 +5,7 @@ nothing twice.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -64,6 +65,11 @@ class DropLedger:
         table: dict[str, int] = ray.get(self._actor.table.remote())
         return table
 
+    def reasons(self, ids: Sequence[str]) -> dict[str, str]:
+        """Why each of these ids was dropped; those that were not, or not yet, are left out."""
+        reasons: dict[str, str] = ray.get(self._actor.reasons.remote(list(ids)))
+        return reasons
+
     def describe(self, *, num_kept: int) -> str:
         """The table for people, beside so many rows that were kept."""
         table = self.table()
@@ -77,6 +83,9 @@ class _Ledger:
     def record(self, drops: dict[str, str]) -> dict[str, int]:
         self._reasons.update(drops)
         return self.table()
+
+    def reasons(self, ids: list[str]) -> dict[str, str]:
+        return {bin_id: self._reasons[bin_id] for bin_id in ids if bin_id in self._reasons}
 
     def table(self) -> dict[str, int]:
         return dict(Counter(self._reasons.values()).most_common())

@@ -86,19 +86,34 @@ def load_training_rows(
     num_bytes = sum(num_ids.values()) * data.image_size**2 * 3
     in_memory = not read.stream and num_bytes <= MEMORY_SHARE * smallest_object_store()
     say(f"about {num_bytes / 1e9:.2f} GB decoded: " + ("kept in memory" if in_memory else "streamed each epoch"))
+    train_counts: np.ndarray | None
     if in_memory:
         rows = {split: _fetch(put_ids(splits[split], data), split, spec) for split in num_ids}
         mixes = {split: count_mix(kept) for split, (_, kept) in rows.items()}
         say(ledger.describe(num_kept=sum(sum(mix.values()) for mix in mixes.values())))
         for split, mix in mixes.items():
             say(f"{split} rows by count: {mix}")
-        (train, _), (val, _), num_train = rows["train"], rows["val"], sum(mixes["train"].values())
+        (train, train_counts), (val, _) = rows["train"], rows["val"]
+        num_train = sum(mixes["train"].values())
     else:
         train_ids = splits["train"]
-        table = IdTable.put(train_ids, usable_counts(train_ids, spec)) if recipe.balanced else put_ids(train_ids, data)
+        train_counts = np.array(usable_counts(train_ids, spec)) if needs_counts(recipe) else None
+        table = put_ids(train_ids, data) if train_counts is None else IdTable.put(train_ids, train_counts.tolist())
         train, val = SplitRows(ids=table), SplitRows(ids=put_ids(splits["val"], data))
         num_train = num_ids["train"]
-    return TrainingRows(train=train, val=val, spec=spec, clock=EpochClock.start(), num_train=num_train)
+    return TrainingRows(
+        train=train,
+        val=val,
+        spec=spec,
+        clock=EpochClock.start(),
+        num_train=num_train,
+        class_rows=None if train_counts is None else class_rows(train_counts, data.num_classes),
+    )
+
+
+def needs_counts(recipe: Recipe) -> bool:
+    """Whether a training has to know all counts before its first epoch."""
+    return recipe.balanced or recipe.loss.class_weights
 
 
 def cache_of(read: ReadArgs, data: DataConfig) -> CacheConfig | None:
@@ -135,7 +150,7 @@ def usable_counts(ids: list[str], spec: FetchSpec) -> list[int]:
 
 def _recorded_counts(ids: list[str], spec: FetchSpec) -> dict[str, int]:
     """The counts in the records of those ids that have a sound one."""
-    say(f"reading {len(ids):,} records, since balanced sampling has to know the counts beforehand")
+    say(f"reading {len(ids):,} records, since balanced sampling and class weights have to know the counts beforehand")
     counts: dict[str, int] = {}
     drops: dict[str, str] = {}
     for bin_id, record in fetch_records(open_bucket(spec.data), ids):
@@ -159,6 +174,11 @@ def _fetch(ids: IdTable, split: str, spec: FetchSpec) -> tuple[SplitRows, np.nda
     if not (counts != PADDING).any():
         raise NoUsableRowsError(f"no usable row in the {split} split; {spec.ledger.describe(num_kept=0)}")
     return SplitRows(ids=ids, stored=stored), counts
+
+
+def class_rows(counts: np.ndarray, num_classes: int) -> tuple[int, ...]:
+    """Number of rows of each count from 0."""
+    return tuple(np.bincount(counts[counts != PADDING], minlength=num_classes).tolist())
 
 
 def count_mix(counts: np.ndarray) -> dict[int, int]:

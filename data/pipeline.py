@@ -71,15 +71,18 @@ class EpochOrder:
         return epoch_order(num_ids, self.sampling, epoch), start
 
 
-def stream_rows(table: IdTable, spec: FetchSpec) -> Dataset:
+def stream_rows(table: IdTable, spec: FetchSpec, *, with_sizes: bool = False) -> Dataset:
     """A lazy dataset of the rows of these ids, in their order, with the columns id, position, image and count.
+
+    With sizes, they have the width and height of the photo's file, too, in pixels.
 
     Iterating raises AccessDeniedError, SourceUnreachableError or TooManyFaultsError (wrapped by Ray, see
     `data.session.unwrap`) when objects may not be read, when not one object of a whole block could be fetched, or when
     the ledger's limit is passed.
     """
     fetched = _fetched(table, table.num_ids, spec, EpochOrder())
-    return fetched.map_batches(partial(decode_rows, spec=spec), batch_size=None, batch_format="pyarrow")
+    decode = partial(decode_rows, spec=spec, with_sizes=with_sizes)
+    return fetched.map_batches(decode, batch_size=None, batch_format="pyarrow")
 
 
 def stream_batches(table: IdTable, spec: FetchSpec, order: EpochOrder, share: Share) -> Dataset:

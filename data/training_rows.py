@@ -44,6 +44,8 @@ class TrainingRows:
     clock: EpochClock
     num_train: int
     """Usable training rows; an upper bound while streaming, when counts are not known yet."""
+    class_rows: tuple[int, ...] | None = None
+    """Usable training rows by count, from 0 to max_count; None while streaming, unless the recipe needs them."""
 
     def feeds(self, recipe: Recipe, *, num_workers: int, training: str) -> tuple[dict[str, FeedSpec], dict[str, Any]]:
         """Feeds of one training by split, and the plans that Ray Train has to split among its workers.

@@ -1,12 +1,14 @@
-"""Score a checkpoint on one split of a bucket.
+"""Score a checkpoint on one split of a bucket, or on all of it.
 
-    python train/evaluate.py --checkpoint runs/x/checkpoint --source file:///absolute/bucket --split test
+    python train/evaluate.py --checkpoint runs/x/checkpoint --source file:///absolute/bucket --split test --calibrate
 
-Leaves in the output folder: metrics.json, predictions.csv, drops.json, confusion.png and sheet.png.
+Leaves in the output folder: report.html, metrics.json, predictions.csv, drops.json, the figures and photo sheets as
+PNG, and predictions/ as Parquet. The same command with the same --run-dir goes on where a stopped one was.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -19,14 +21,22 @@ from data.split import Split
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateArgs:
-    """Score a checkpoint on one split of a bucket."""
+    """Score a checkpoint on one split of a bucket, or on all of it."""
 
     checkpoint: Path
     """Checkpoint folder: model.safetensors, config.json, metrics.json."""
-    split: Split = "test"
-    """Which split to score."""
+    split: Split | Literal["all"] = "test"
+    """Which split to score; all is the whole bucket, also what was trained on."""
+    calibrate: bool = False
+    """Fit temperature and ranges on the val split first, and store them in the checkpoint (calibration.json)."""
+    tta: bool = True
+    """Count the mirrored photos, too: twice the arithmetic, for the figures of test-time augmentation."""
+    reviewed: Path | None = None
+    """Folder of reviewed_{checked,semi_invalid,invalid}.json, for figures by what people said of the photos."""
     run_dir: Path | None = None
-    """Output folder. Default: a new one under runs/."""
+    """Output folder. Default: a new one under runs/. A stopped command goes on in its folder."""
+    use_gpu: bool = False
+    """Count on the cluster's GPUs, an actor on each."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here. Default: the machine's cores."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
@@ -50,12 +60,24 @@ def main() -> None:
         args = tyro.cli(EvaluateArgs, description=__doc__)
         read = args.read.resolve()
         from bintally.checkpoint import load_checkpoint  # heavy imports only after the flags are parsed
-        from train.scoring import evaluate
+        from train.evaluate_slices import read_reviewed
+        from train.scoring import EvaluatePlan, evaluate
 
         checkpoint = load_checkpoint(args.checkpoint)
-        data = args.resolve(checkpoint.recipe)
-        run_dir = new_run_dir(args.run_dir, "evaluate")
-        evaluate(checkpoint, data, args.split, read, run_dir, args.num_cpus)
+        plan = EvaluatePlan(
+            checkpoint_dir=args.checkpoint.resolve(),
+            checkpoint=checkpoint,
+            data=args.resolve(checkpoint.recipe),
+            split=args.split,
+            run_dir=Path(),  # made last, so that a refused command leaves none
+            read=read,
+            tta=args.tta,
+            use_gpu=args.use_gpu,
+            num_cpus=args.num_cpus,
+            calibrate=args.calibrate,
+            reviewed=read_reviewed(args.reviewed) if args.reviewed else None,
+        )
+        evaluate(replace(plan, run_dir=new_run_dir(args.run_dir, "evaluate")))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from pathlib import Path
 import tyro
 
 from bintally.cli import readable_errors
-from bintally.config import Recipe, read_recipe
+from bintally.config import Recipe, read_recipe, with_settings
 from bintally.recipes import get_recipe
 from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
+from train.tracking import TrackerName, check_trackers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,10 @@ class FitArgs:
     """Share of the training rows that one epoch visits, a fresh one each epoch. Default: the recipe's."""
     balanced: bool = False
     """Visit every count equally often."""
+    set: tuple[str, ...] = ()
+    """Other fields of the recipe, as `optim.schedule=step model.head=corn`; a run's recipe.json shows them all."""
+    track: tuple[TrackerName, ...] = ()
+    """Also record the epochs for tensorboard, or mlflow (an extra), or both."""
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/. An interrupted run continues in its folder."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
@@ -59,7 +64,7 @@ class FitArgs:
         )
         max_epochs = recipe.max_epochs if self.max_epochs is None else self.max_epochs
         seed = recipe.seed if self.seed is None else self.seed
-        return replace(
+        changed = replace(
             recipe,
             optim=optim,
             max_epochs=max_epochs,
@@ -67,6 +72,7 @@ class FitArgs:
             epoch_fraction=recipe.epoch_fraction if self.epoch_fraction is None else self.epoch_fraction,
             balanced=self.balanced or recipe.balanced,
         )
+        return with_settings(changed, self.set)
 
 
 def main() -> None:
@@ -74,9 +80,10 @@ def main() -> None:
     with readable_errors():
         args = tyro.cli(FitArgs, description=__doc__)
         recipe, read = args.resolve(), args.read.resolve()
+        check_trackers(args.track)
         from train.run import fit  # heavy imports only after the flags are known to be good
 
-        fit(recipe, read, args.resources, new_run_dir(args.run_dir, "fit"))
+        fit(recipe, read, args.resources, new_run_dir(args.run_dir, "fit"), args.track)
 
 
 if __name__ == "__main__":

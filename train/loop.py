@@ -1,32 +1,35 @@
 """What each training worker runs, top to bottom: batches in, one report with a checkpoint per epoch out."""
 
-import json
 import math
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import ray.train
-import ray.train.torch
 import torch
-from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bintally.batch import BATCH_ROWS, COUNT, IMAGE, PADDING, ArrayBatch
-from bintally.checkpoint import METRICS_FILE, load_weights, save_checkpoint
+from bintally.batch import PADDING
 from bintally.config import Recipe, recipe_from_dict
+from bintally.loss import class_weights
 from bintally.metrics import CountTally
-from bintally.model import Counter, build_model
+from bintally.model import build_model
 from data.feed import Feed, FeedSpec
-from train.augment import augment
-from train.optim import build_optimizer, build_schedule
+from train.ema import WeightAverage
+from train.health import check
+from train.health_config import HealthConfig
+from train.health_record import read_epoch
+from train.monitor import Monitor
+from train.optim import build_optimizer, build_schedule, set_train_mode, set_trained, trained_changes
+from train.state import Fit, Progress, report, report_partial, resume
+from train.step import Stepper, on_device
+from train.workers import Worker
 
-RESUME_FILE: Final = "resume.pt"  # optimiser state for Train's restarts; not part of the checkpoint that is served
 DIVERGED: Final = 1e30  # ASHA never stops a trial that reports NaN, so a diverged loss is reported as this
+CONTROL_STEPS: Final = (
+    8  # between two looks at the clock and at what the GPU found, each of which waits for all workers
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,15 +43,18 @@ class LoopConfig:
     """What an epoch trains on."""
     val: FeedSpec
     """What it is scored on."""
+    class_rows: tuple[int, ...] | None
+    """Training rows by count, where they are known."""
+    checkpoint_s: float
+    """Seconds between checkpoints within an epoch."""
+    on_health: str
+    """stop or warn."""
+    launched: float
+    """When the run was started, by `time.time()`."""
 
     def pack(self) -> dict[str, Any]:
         """As the plain dict that Ray sends to the workers."""
-        return {
-            "recipe": asdict(self.recipe),
-            "num_train": self.num_train,
-            "train": self.train,
-            "val": self.val,
-        }
+        return {name: getattr(self, name) for name in self.__slots__} | {"recipe": asdict(self.recipe)}
 
     @classmethod
     def unpack(cls, values: dict[str, Any]) -> "LoopConfig":
@@ -56,62 +62,90 @@ class LoopConfig:
         return cls(**{**values, "recipe": recipe_from_dict(values["recipe"])})
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """What changes while a recipe is fitted."""
-
-    recipe: Recipe
-    model: Counter
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+class DivergedError(Exception):
+    """The gradient is no finite number any more; the message says since when and of which photos. Ends no process."""
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceBatch:
-    """This worker's part of a global batch, on its device."""
+class Run:
+    """What stays the same during a training."""
 
-    images: UInt8[Tensor, "batch height width 3"]
-    counts: Int64[Tensor, " batch"]
-    """PADDING where a row only fills up the batch."""
-    num_real: int
-    """Rows that are not padding."""
-    num_global: int
-    """The same over all workers."""
+    config: LoopConfig
+    fit: Fit
+    worker: Worker
+    monitor: Monitor
+    train: Feed
+    val: Feed
 
 
 def train_loop(values: dict[str, Any]) -> None:
     """Train on this worker's share of the rows; reports once per epoch."""
-    config = LoopConfig.unpack(values)
+    config, worker = LoopConfig.unpack(values), Worker.here()
     recipe = config.recipe
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    num_steps = recipe.max_epochs * math.ceil(config.num_train / recipe.optim.global_batch_size)
+    fit = _start(config, worker)
+    progress = resume(fit)
+    with _monitor(config, fit, worker, progress) as monitor:
+        run = Run(config, fit, worker, monitor, _open_feed(config.train, "train"), _open_feed(config.val, "val"))
+        model: nn.Module | None = None
+        while progress.epoch <= recipe.max_epochs and not _had_enough(recipe, progress):
+            if model is None or trained_changes(fit.model, recipe.optim, progress.epoch):
+                set_trained(fit.model, recipe.optim, progress.epoch)
+                model = worker.wrap(fit.model)
+            started = time.monotonic()
+            try:
+                trained = _train_epoch(run, model, progress)
+            except DivergedError as error:
+                ray.train.report(_diverged_metrics(progress.epoch, str(error)))
+                return
+            train_s = time.monotonic() - started
+            tally = _validate(run, progress.epoch)
+            metrics = _epoch_metrics(trained, tally) | {
+                "lr": fit.optimizer.param_groups[-1]["lr"],
+                "train_s": train_s,
+                "epoch_s": time.monotonic() - started,
+                "images_per_s": (trained.num_images - progress.num_images) / train_s,
+            }
+            health = monitor.epoch_summary(
+                progress.epoch, val_loss=metrics["val_nll"], val_confusion=tally.confusion.tolist()
+            )
+            fit.schedule.end_epoch(metrics["val_nll"])
+            progress = progress.after_epoch(metrics["val_nll"], health)
+            findings = check([read_epoch(epoch) for epoch in progress.health], HealthConfig())
+            with monitor.phase("checkpoint"):
+                report(metrics | {"health": health, "findings": [asdict(one) for one in findings]}, fit, progress)
+            hopeless = config.on_health == "stop" and any(one.severity == "stop" for one in findings)
+            if worker.any(hopeless and worker.rank == 0):
+                return
+
+
+def _start(config: LoopConfig, worker: Worker) -> Fit:
+    recipe = config.recipe
     torch.manual_seed(recipe.seed)
-
-    model = build_model(recipe.model, num_classes=recipe.data.num_classes).to(device)
+    size = recipe.data.image_size
+    model = build_model(recipe.model, num_classes=recipe.data.num_classes, image_size=size).to(worker.device)
+    if worker.num_workers > 1 and worker.device.type == "cuda":  # there is none for CPUs
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if recipe.compute.compile:
+        model.compile()
     optimizer = build_optimizer(model, recipe.optim)
-    schedule = build_schedule(optimizer, recipe.optim, num_steps=num_steps)
-    fit = Fit(recipe, model, optimizer, schedule)
-    first_epoch = _resume(fit)
-    ddp_model = ray.train.torch.prepare_model(model)
-    train_feed, val_feed = _open_feed(config.train, "train"), _open_feed(config.val, "val")
+    steps_per_epoch = math.ceil(config.num_train / recipe.optim.global_batch_size)
+    schedule = build_schedule(
+        optimizer, recipe.optim, num_steps=recipe.max_epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
+    )
+    average = WeightAverage(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
+    return Fit(recipe, model, optimizer, schedule, average)
 
-    for epoch in range(first_epoch, recipe.max_epochs + 1):
-        started = time.monotonic()
-        # Each rank draws its own.
-        generator = torch.Generator().manual_seed((recipe.seed * 1000 + epoch) * 1000 + context.get_world_rank())
-        batches = _on_device(train_feed.epoch(epoch), device)
-        train_loss, num_images = _train_epoch(ddp_model, fit, batches, generator)
-        train_s = time.monotonic() - started
-        val_batches = _on_device(val_feed.epoch(epoch), device)
-        tally = _all_reduce(_validate(ddp_model, val_batches, recipe.data.num_classes), device)
-        metrics = _epoch_metrics(epoch, train_loss, tally) | {
-            "lr": optimizer.param_groups[0]["lr"],
-            "train_s": train_s,
-            "epoch_s": time.monotonic() - started,
-            "images_per_s": num_images * context.get_world_size() / train_s,
-        }
-        _report(metrics, fit)
+
+def _monitor(config: LoopConfig, fit: Fit, worker: Worker, progress: Progress) -> Monitor:
+    steps_per_epoch = math.ceil(config.num_train / config.recipe.optim.global_batch_size)
+    return Monitor(
+        fit.model,
+        worker.device,
+        num_classes=config.recipe.data.num_classes,
+        steps_done=(progress.epoch - 1) * steps_per_epoch + progress.step,
+        launched=config.launched,
+        activations=not config.recipe.compute.compile,
+    )
 
 
 def _open_feed(spec: FeedSpec, split: str) -> Feed:
@@ -119,101 +153,106 @@ def _open_feed(spec: FeedSpec, split: str) -> Feed:
     return spec.open(ray.train.get_context().get_world_rank(), shard)
 
 
-def _on_device(batches: Iterable[ArrayBatch], device: torch.device) -> Iterator[DeviceBatch]:
-    for batch in batches:
-        yield DeviceBatch(
-            images=torch.tensor(batch[IMAGE]).to(device, non_blocking=True),  # a copy: Ray's arrays are read-only
-            counts=torch.tensor(batch[COUNT]).to(device, non_blocking=True),
-            num_real=int((batch[COUNT] != PADDING).sum()),
-            num_global=int(batch[BATCH_ROWS][0]),
-        )
+def _had_enough(recipe: Recipe, progress: Progress) -> bool:
+    """Whether the validation has not improved for as long as the recipe's patience lasts."""
+    return recipe.patience is not None and progress.num_worse >= recipe.patience
 
 
-def _train_epoch(
-    ddp_model: nn.Module, fit: Fit, batches: Iterable[DeviceBatch], generator: torch.Generator
-) -> tuple[float, int]:
-    """One pass over this worker's rows; mean loss over them and their number."""
-    ddp_model.train()
-    num_workers = ray.train.get_context().get_world_size()
-    loss_sum = torch.zeros(())
-    num_images = 0
-    for batch in batches:
-        logits = ddp_model(augment(batch.images, generator))
-        loss = F.cross_entropy(logits, batch.counts, ignore_index=PADDING, reduction="sum")
-        fit.optimizer.zero_grad(set_to_none=True)
-        # DDP averages over the workers; so this is the mean over the rows of the global batch, however it is shared.
-        (loss * num_workers / batch.num_global).backward()
-        nn.utils.clip_grad_norm_(ddp_model.parameters(), max_norm=1.0)
-        fit.optimizer.step()
-        fit.schedule.step()
-        # Added up on the device: reading it here would wait for the GPU at every step.
-        loss_sum = loss_sum.to(loss.device) + loss.detach()
-        num_images += batch.num_real
-    return float(loss_sum) / max(1, num_images), num_images
+def _train_epoch(run: Run, model: nn.Module, progress: Progress) -> Progress:
+    """The rest of an epoch; its sums, over all workers.
+
+    Raises:
+        DivergedError: a gradient was not finite; on all workers alike.
+    """
+    fit, worker, monitor = run.fit, run.worker, run.monitor
+    set_train_mode(model)
+    stepper = Stepper(fit, model, worker, monitor, _weights_of(run), progress.epoch)
+    batches = on_device(run.train.epoch(progress.epoch, start=progress.position), worker.device, monitor)
+    before, num_images = progress, 0
+    loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
+    unchecked: list[tuple[list[str], Tensor]] = []  # what the steps since the last look were of
+    saved = time.monotonic()
+    for batch in monitor.steps(batches):
+        loss, norm = stepper.step(batch, progress.step)
+        loss_sum += loss  # on the device: reading it here would wait for the GPU at every step
+        num_images += len(batch.ids)
+        unchecked.append((batch.ids, norm))
+        progress = replace(progress, step=progress.step + 1, position=batch.next_position)
+        if progress.step % CONTROL_STEPS == 0:
+            _check_finite(worker, unchecked, progress)
+            unchecked.clear()
+            if worker.any(worker.rank == 0 and time.monotonic() - saved >= run.config.checkpoint_s):
+                with monitor.phase("checkpoint"):
+                    report_partial(fit, _with_sums(progress, before, worker, loss_sum, num_images))
+                saved = time.monotonic()
+    _check_finite(worker, unchecked, progress)
+    worker.share_buffers(fit.model)
+    return _with_sums(progress, before, worker, loss_sum, num_images)
+
+
+def _weights_of(run: Run) -> Tensor | None:
+    if not run.config.recipe.loss.class_weights:
+        return None
+    assert run.config.class_rows is not None
+    return class_weights(torch.tensor(run.config.class_rows)).to(run.worker.device)
+
+
+def _with_sums(progress: Progress, before: Progress, worker: Worker, loss_sum: Tensor, num_images: int) -> Progress:
+    """Progress with what all workers added to the sums since `before`."""
+    total = worker.sum(torch.tensor([float(loss_sum), num_images], dtype=torch.float64))
+    return replace(
+        progress,
+        loss_sum=before.loss_sum + float(total[0]),
+        num_images=before.num_images + round(float(total[1])),
+    )
+
+
+def _check_finite(worker: Worker, steps: Sequence[tuple[list[str], Tensor]], progress: Progress) -> None:
+    """Look at the gradients of the last steps. Their norms are of all workers' gradients, so all find the same."""
+    if not steps:
+        return
+    finite = torch.stack([norm for _, norm in steps]).isfinite().tolist()
+    if all(finite):
+        return
+    first = finite.index(False)
+    ids = sorted(worker.gather(steps[first][0]))
+    number = progress.step - len(steps) + first + 1
+    raise DivergedError(
+        f"the gradient is not finite since batch {number} of epoch {progress.epoch}; choose a lower learning rate, or"
+        f" look at the photos of that batch: {', '.join(ids)}"
+    )
 
 
 @torch.inference_mode()
-def _validate(model: nn.Module, batches: Iterable[DeviceBatch], num_classes: int) -> CountTally:
-    model.eval()
-    tally = CountTally.empty(num_classes)
-    for batch in batches:
-        real = batch.counts != PADDING
-        if batch.num_real:
-            tally = tally + CountTally.of(model(batch.images[real]), batch.counts[real])
-    return tally
+def _validate(run: Run, epoch: int) -> CountTally:
+    """The score of the weights that are kept, over all workers."""
+    fit, worker, monitor = run.fit, run.worker, run.monitor
+    fit.model.eval()
+    tally = CountTally.empty(fit.recipe.data.num_classes)
+    with monitor.phase("validation"), fit.averaged():
+        for batch in monitor.alive(on_device(run.val.epoch(epoch), worker.device, monitor)):
+            real = batch.counts != PADDING
+            if batch.ids:
+                with torch.autocast(worker.device.type, torch.bfloat16, enabled=fit.recipe.compute.precision == "bf16"):
+                    outputs = fit.model(batch.images[real])
+                tally = tally + CountTally.of(fit.model.log_probabilities(outputs), batch.counts[real])
+        return CountTally.from_vector(worker.sum(tally.to_vector()))
 
 
-def _all_reduce(tally: CountTally, device: torch.device) -> CountTally:
-    """The tally of all workers together."""
-    if not torch.distributed.is_initialized():
-        return tally
-    vector = tally.to_vector().to(device)
-    torch.distributed.all_reduce(vector)
-    return CountTally.from_vector(vector)
-
-
-def _epoch_metrics(epoch: int, train_loss: float, tally: CountTally) -> dict[str, float | int]:
+def _epoch_metrics(trained: Progress, tally: CountTally) -> dict[str, Any]:
     """The figures of one epoch, finite even if the training diverged."""
     summary = tally.summary()
-    val_nll = summary["nll"] if math.isfinite(summary["nll"]) else DIVERGED
+    train_loss = trained.loss_sum / max(1, trained.num_images)
     return {
-        "epoch": epoch,
+        "epoch": trained.epoch,
         "train_loss": train_loss if math.isfinite(train_loss) else DIVERGED,
-        "val_nll": val_nll,
+        "val_nll": summary["nll"] if math.isfinite(summary["nll"]) else DIVERGED,
         **{f"val_{name}": summary[name] for name in ("accuracy", "within_one", "rmse", "mae", "num_images")},
     }
 
 
-def _report(metrics: dict[str, Any], fit: Fit) -> None:
-    """Report the epoch; rank 0 adds the checkpoint. A barrier over all workers."""
-    if ray.train.get_context().get_world_rank() != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as temp:
-        folder = Path(temp) / "checkpoint"
-        save_checkpoint(folder, fit.model, fit.recipe, metrics)
-        state = {
-            "optimizer": fit.optimizer.state_dict(),
-            "schedule": fit.schedule.state_dict(),
-            "epoch": metrics["epoch"],
-        }
-        torch.save(state, folder / RESUME_FILE)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _resume(fit: Fit) -> int:
-    """Load the newest checkpoint of this run, if it was restarted; the epoch to begin with, from 1.
-
-    The epoch of that checkpoint is reported once more: the kill may have come before a search heard of it.
-    """
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 1
-    with checkpoint.as_directory() as folder:
-        load_weights(Path(folder), fit.model)
-        state = torch.load(Path(folder) / RESUME_FILE, map_location="cpu", weights_only=True)
-        metrics = json.loads((Path(folder) / METRICS_FILE).read_text())
-    fit.optimizer.load_state_dict(state["optimizer"])
-    fit.schedule.load_state_dict(state["schedule"])
-    _report(metrics, fit)
-    return int(state["epoch"]) + 1
+def _diverged_metrics(epoch: int, reason: str) -> dict[str, Any]:
+    """An epoch that nobody may choose, with the reason."""
+    worst = dict.fromkeys(("train_loss", "val_nll", "val_rmse", "val_mae"), DIVERGED)
+    none = dict.fromkeys(("val_accuracy", "val_within_one", "val_num_images", "lr", "train_s", "epoch_s"), 0.0)
+    return {"epoch": epoch, **worst, **none, "images_per_s": 0.0, "diverged": reason}

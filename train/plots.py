@@ -1,12 +1,17 @@
 """Pictures of an evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 RIGHT, WRONG = "#1b7f3b", "#b3261e"
+LINE, SECOND, FAINT = "#2c6fb0", "#d08a2e", "#a9b4c0"
+CURVE_SIZE: Final = (4.8, 3.6)  # inches; narrow enough to be read on a phone
 
 
 def plot_confusion(confusion: np.ndarray, path: Path, *, title: str) -> None:
@@ -41,3 +46,44 @@ def plot_sheet(
         axes.set_title(f"expected {expected}\ncounted {counted} ({probability:.0%})", fontsize=8, color=color)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def plot_risk_coverage(curve: Sequence[tuple[float, float]], path: Path, *, title: str) -> None:
+    """Share of mistakes among the counted photos, by the share of photos that are counted and not left to people."""
+    coverage, risk = np.asarray(curve).T
+    figure = Figure(figsize=CURVE_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(coverage, risk, color=LINE, linewidth=2)
+    axes.fill_between(coverage, risk, color=LINE, alpha=0.12, linewidth=0)
+    axes.set(xlabel="most confident photos that are kept", ylabel="mistakes among them", xlim=(0, 1), ylim=(0, None))
+    _as_percent(axes)
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=140)
+
+
+def plot_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], path: Path, *, title: str) -> None:
+    """Accuracy by confidence, of (confidence, accuracy, photos) per bin; larger dots are of more photos.
+
+    Args:
+        curves: the bins by the name of the curve.
+        path: where to draw.
+        title: above the figure.
+    """
+    figure = Figure(figsize=CURVE_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
+    for (name, bins), color in zip(curves.items(), (LINE, SECOND), strict=False):
+        confidence, accuracy, number = np.asarray(bins, float).T
+        axes.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.6)
+        axes.scatter(confidence, accuracy, s=12 + 160 * number / number.sum(), color=color, label=name, alpha=0.85)
+    axes.set(xlabel="confidence: probability of the count", ylabel="share counted right", xlim=(0, 1), ylim=(0, 1))
+    _as_percent(axes)
+    axes.legend(frameon=False, loc="upper left")
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=140)
+
+
+def _as_percent(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.util.queue import Queue
 
 from bintally.checkpoint import written_whole
-from bintally.config import Recipe, write_recipe
+from bintally.config import Recipe
 from bintally.errors import RunError
 from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger, format_table
@@ -21,11 +21,16 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
-from train.loop import RESUME_FILE
-from train.trainer import build_trainer, check_fits, check_model, cluster_resources, trainings_at_once
+from train.model_card import write_model_card
+from train.run_folder import METRICS_FILE, describe_run, findings_of, read_epochs, write_run_reports
+from train.state import PARTIAL, RESUME_FILE
+from train.tracking import Tracker, TrackerName, figures_of, tracked
+from train.trainer import build_trainer, check_fits, check_model, check_rows, cluster_resources, trainings_at_once
 
 
-def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) -> Path:
+def fit(
+    recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path, track: Sequence[TrackerName] = ()
+) -> Path:
     """Train a recipe; the folder of its best checkpoint.
 
     Raises:
@@ -38,10 +43,10 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
         trainings_at_once(cluster_resources(), resources)
         ledger = DropLedger.start(max_faults=read.max_faults(len(splits["train"]) + len(splits["val"])))
         rows = load_training_rows(splits, recipe, ledger, read)
-        check_fits(recipe, resources, rows.num_train)
-        write_recipe(recipe, run_dir / "recipe.json")
+        check_rows(recipe, resources, rows)
+        describe_run(run_dir, recipe)
         say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")
-        with _shown_epochs(run_dir, recipe.max_epochs) as callback:
+        with tracked(track, run_dir, recipe) as trackers, _shown_epochs(run_dir, recipe, trackers) as callback:
             trainer = build_trainer(recipe, rows, resources, name="train", storage_path=run_dir, callback=callback)
             try:
                 result = trainer.fit()
@@ -53,12 +58,17 @@ def fit(recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path) 
                 raise unwrap(error) or RunError(f"the training failed: {error}") from error
             finally:
                 keep_drops(rows, run_dir)
+        write_run_reports(run_dir, recipe)
+        diverged = next((epoch["diverged"] for epoch in read_epochs(run_dir / METRICS_FILE) if "diverged" in epoch), "")
         if not result.best_checkpoints:
-            raise RunError("the training ended without a checkpoint")
+            raise RunError(f"the training ended without a checkpoint: {diverged or 'no epoch ended'}")
         checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["val_nll"])
         target = keep_checkpoint(Path(checkpoint.path), run_dir / "checkpoint")
+        write_model_card(target, recipe, metrics)
         say(f"best epoch {metrics['epoch']}: {describe(metrics)}")
         say(f"checkpoint: {target}")
+        if diverged:
+            raise RunError(f"the training diverged after the epoch that was kept: {diverged}")
         return target
 
 
@@ -102,20 +112,28 @@ class ForwardEpochs(UserCallback):
         metrics: list[dict[str, Any]],
         checkpoint: Checkpoint | None,
     ) -> None:
-        """Called by Train once per epoch; the figures of all ranks are equal but for timing."""
-        self._queue.put(metrics[0])
+        """Called by Train once per report; the figures of all ranks are equal but for timing."""
+        if not metrics[0].get(PARTIAL):
+            self._queue.put(metrics[0])
 
 
 @contextmanager
-def _shown_epochs(run_dir: Path, max_epochs: int) -> Iterator[ForwardEpochs]:
-    """Show each epoch as it ends and append it to metrics.jsonl."""
+def _shown_epochs(run_dir: Path, recipe: Recipe, trackers: Sequence[Tracker]) -> Iterator[ForwardEpochs]:
+    """Show each epoch as it ends, append it to metrics.jsonl, and track it."""
     queue = Queue(actor_options={"num_cpus": 0})
 
     def show() -> None:
-        with (run_dir / "metrics.jsonl").open("a") as log:
+        told: set[str] = set()
+        with (run_dir / METRICS_FILE).open("a") as log:
             while (metrics := queue.get()) is not None:
-                say(f"epoch {metrics['epoch']}/{max_epochs}: {describe(metrics)}")
                 print(json.dumps(metrics), file=log, flush=True)
+                say(f"epoch {metrics['epoch']}/{recipe.max_epochs}: {describe(metrics)}")
+                for track in trackers:
+                    track(metrics["epoch"], figures_of(metrics))
+                for finding in findings_of(metrics):
+                    if finding.rule not in told:
+                        say(f"health: {finding.saw}, since {finding.since}; {finding.advice}")
+                    told.add(finding.rule)
 
     thread = Thread(target=show, daemon=True)
     thread.start()

@@ -1,137 +1,164 @@
-"""Score a checkpoint on a split: figures beside the trivial answers, every prediction, and pictures."""
+"""Score a checkpoint on a split: count every photo, work out the figures, write figures, predictions and the report."""
 
 import csv
 import json
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Literal
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int64
-from ray.exceptions import RayError
+import pyarrow as pa
 
-from bintally.batch import COUNT, ID, IMAGE, POSITION
-from bintally.checkpoint import Checkpoint
+from bintally.checkpoint import Checkpoint, write_calibration
 from bintally.config import DataConfig
-from bintally.errors import NoUsableRowsError
-from bintally.metrics import CountTally
+from bintally.errors import ConfigError, NoUsableRowsError
 from data.args import ReadArgs
-from data.blocks import FetchSpec
-from data.drops import DropLedger, format_table
-from data.ingest import cache_of, list_splits, put_ids
-from data.pipeline import stream_rows
+from data.drops import format_table
+from data.ingest import list_splits
 from data.progress import say
-from data.session import ray_session, unwrap
+from data.session import ray_session
 from data.split import Split
-from train.plots import plot_confusion, plot_sheet
+from train.bootstrap import Bootstrap
+from train.evaluate_calibrate import doubts_of, fit_calibration, tell_calibration
+from train.evaluate_figures import Scored, figures_of_all
+from train.evaluate_infer import InferSpec, infer
+from train.evaluate_parts import REASON, PredictionParts
+from train.evaluate_report import write_report
+from train.evaluate_slices import slice_figures
+from train.evaluate_text import format_summary
+from train.published import compare_published
 
-BATCH: Final = 64
-MIN_PROBABILITY: Final = 1e-12  # 27.6 nats; one sure mistake must not make the mean infinite
-SHEET_SIZE: Final = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One scored bin."""
-
-    bin_id: str
-    expected: int
-    probabilities: np.ndarray
-    """Of each count 0..max_count."""
-
-    @property
-    def counted(self) -> int:
-        """The most probable count."""
-        return int(self.probabilities.argmax())
+Chosen = Split | Literal["all"]
+CALIBRATION_SPLIT: Split = "val"
 
 
-def evaluate(
-    checkpoint: Checkpoint, data: DataConfig, split: Split, read: ReadArgs, run_dir: Path, num_cpus: int | None
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatePlan:
+    """What to score, and how."""
+
+    checkpoint_dir: Path
+    checkpoint: Checkpoint
+    data: DataConfig
+    split: Chosen
+    run_dir: Path
+    read: ReadArgs
+    tta: bool = True
+    use_gpu: bool = False
+    num_cpus: int | None = None
+    calibrate: bool = False
+    reviewed: dict[str, frozenset[str]] | None = None
+    """Ids by what people said of the photos."""
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __post_init__(self) -> None:
+        if self.calibrate and self.split in (CALIBRATION_SPLIT, "all"):
+            raise ConfigError(
+                f"split {self.split} holds the photos that --calibrate fits on ({CALIBRATION_SPLIT});"
+                " its figures would be too good: score another split"
+            )
+
+
+def evaluate(plan: EvaluatePlan) -> dict[str, Any]:
     """Score a checkpoint; the figures, as in metrics.json.
 
     Raises:
         SourceError: the bucket cannot be read, or the split has no usable row.
-        ConfigError: the split has no id.
+        ConfigError: the split has no id, or the folder holds predictions of something else.
+        CheckpointError: the calibration cannot be stored.
     """
-    ids = list_splits(data, needed=(split,))[split]
-    with ray_session(num_cpus):
-        ledger = DropLedger.start(max_faults=read.max_faults(len(ids)))
-        say(f"scoring version {checkpoint.version} on the {split} split")
-        tally = CountTally.empty(checkpoint.recipe.data.num_classes)
-        predictions: list[Prediction] = []
-        sheet: list[tuple[Prediction, np.ndarray]] = []
-        stride = math.ceil(len(ids) / SHEET_SIZE)  # neighbours are often one bin, so the sheet takes them far apart
-        try:
-            rows = stream_rows(put_ids(ids, data), FetchSpec(data=data, ledger=ledger, cache=cache_of(read, data)))
-            for batch in rows.iter_batches(batch_size=BATCH):
-                probabilities = checkpoint.predict(batch[IMAGE])
-                tally = tally + tally_of(probabilities, batch[COUNT])
-                scored = list(map(Prediction, batch[ID].tolist(), batch[COUNT].tolist(), probabilities))
-                shown = batch[POSITION] % stride == 0
-                shown[:1] |= not sheet
-                sheet += [(scored[row], batch[IMAGE][row].copy()) for row in np.flatnonzero(shown)]
-                predictions += scored
-                say(f"  {len(predictions):,} of at most {len(ids):,}")
-        except RayError as error:
-            raise unwrap(error) or error from None
-        drops = ledger.table()
-    if not predictions:
-        raise NoUsableRowsError(f"no usable row in the {split} split of {data.source}; {format_table(drops, len(ids))}")
-    say(format_table(drops, len(ids)))
-    origin = {"split": split, "split_by": data.split_by, "source": data.source, "model_version": checkpoint.version}
-    summary = tally.summary() | origin
-    _write(run_dir, summary, predictions, drops)
-    plot_confusion(tally.confusion.numpy(), run_dir / "confusion.png", title=_headline(summary))
-    answers = [(one.expected, one.counted, float(one.probabilities.max())) for one, _ in sheet]
-    plot_sheet(
-        [photo for _, photo in sheet], answers, run_dir / "sheet.png", title=f"{split} split: expected and counted"
-    )
+    ids = ids_by_split(plan)
+    with ray_session(plan.num_cpus):
+        if plan.calibrate:
+            plan = _calibrated(plan, ids[CALIBRATION_SPLIT])
+        rows = _predict(plan, plan.split, ids[plan.split], plan.run_dir / "predictions")
+    scored = Scored.of(rows, plan.checkpoint.recipe.data.num_classes)
+    drops = _tell_drops(plan, plan.split, rows)
+    summary = summarise(plan, scored, rows.num_rows, drops)
+    _write(plan.run_dir, summary, scored, drops)
+    write_report(summary, scored, plan.data, plan.run_dir)
     say(format_summary(summary))
-    say(f"figures and pictures: {run_dir}")
+    say(f"report: {plan.run_dir / 'report.html'}")
     return summary
 
 
-def tally_of(probabilities: Float[np.ndarray, "batch classes"], counts: Int64[np.ndarray, " batch"]) -> CountTally:
-    """The tally of one batch; a probability that float32 rounds to 0 counts as MIN_PROBABILITY."""
-    logits = torch.from_numpy(probabilities).clamp(min=MIN_PROBABILITY).log()
-    return CountTally.of(logits, torch.tensor(counts))  # a copy: arrays of the stream are read-only
+def ids_by_split(plan: EvaluatePlan) -> dict[str, list[str]]:
+    """The ids to score and those to calibrate on; `all` are those of all splits.
+
+    Raises:
+        SourceError: the bucket cannot be listed.
+        ConfigError: a split that is needed has no id.
+    """
+    fitted: tuple[Split, ...] = (CALIBRATION_SPLIT,) if plan.calibrate else ()
+    needed = fitted if plan.split == "all" else (plan.split, *fitted)
+    splits = list_splits(plan.data, needed=needed)
+    whole = sorted(bin_id for members in splits.values() for bin_id in members)
+    return dict(splits.items()) | {"all": whole}
 
 
-def format_summary(summary: dict[str, Any]) -> str:
-    """The figures for people, beside the trivial answers."""
-    lines = [
-        f"{summary['split']} split, {summary['num_images']:,} images of {summary['source']}",
-        f"  accuracy        {summary['accuracy']:6.1%}",
-        f"  majority class  {summary['majority_accuracy']:6.1%}, random {summary['random_accuracy']:.1%}",
-        f"  within one      {summary['within_one']:6.1%}",
-        f"  rmse, mae       {summary['rmse']:6.2f} {summary['mae']:.2f} items",
-        f"  nll             {summary['nll']:6.3f} nats",
-        "  count  images  accuracy  rmse",
-    ]
-    lines += [
-        f"  {count:>5}  {row['num_images']:6,}  {row['accuracy']:8.1%}  {row['rmse']:.2f}"
-        for count, row in summary["per_count"].items()
-    ]
-    return "\n".join(lines)
+def summarise(plan: EvaluatePlan, scored: Scored, num_ids: int, drops: dict[str, int]) -> dict[str, Any]:
+    """Every figure, with what it is a figure of."""
+    checkpoint, data = plan.checkpoint, plan.data
+    figures = figures_of_all(scored, checkpoint.calibration, plan.bootstrap)
+    if checkpoint.calibration is not None:
+        figures["calibration"]["doubts"] = doubts_of(checkpoint.calibration, data, plan.split)
+    return figures | {
+        "slices": slice_figures(scored, plan.reviewed),
+        "published": compare_published(data, plan.split, len(scored.ids)),
+        "split": plan.split,
+        "split_by": data.split_by,
+        "source": data.source,
+        "ids": data.ids,
+        "max_images": data.max_images,
+        "max_count": data.max_count,
+        "labels": "official lists" if data.labels else "records",
+        "num_ids": num_ids,
+        "drops": drops,
+        "model_version": checkpoint.version,
+        "recipe": checkpoint.recipe.name,
+        "backbone": checkpoint.recipe.model.backbone,
+        "image_size": data.image_size,
+    }
 
 
-def _headline(summary: dict[str, Any]) -> str:
-    return (
-        f"{summary['split']} split, {summary['num_images']:,} images: accuracy {summary['accuracy']:.1%},"
-        f" majority class {summary['majority_accuracy']:.1%}"
-    )
+def _calibrated(plan: EvaluatePlan, ids: list[str]) -> EvaluatePlan:
+    """Fit the calibration, store it in the checkpoint, and go on with it."""
+    rows = _predict(replace(plan, tta=False), CALIBRATION_SPLIT, ids, plan.run_dir / "calibration")
+    scored = Scored.of(rows, plan.checkpoint.recipe.data.num_classes)
+    _tell_drops(plan, CALIBRATION_SPLIT, rows)
+    fitted = fit_calibration(scored.probabilities, scored.counts, plan.checkpoint, plan.data, CALIBRATION_SPLIT)
+    tell_calibration(fitted)
+    write_calibration(plan.checkpoint_dir, fitted)
+    return replace(plan, checkpoint=replace(plan.checkpoint, calibration=fitted))
 
 
-def _write(run_dir: Path, summary: dict[str, Any], predictions: list[Prediction], drops: dict[str, int]) -> None:
-    (run_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+def _predict(plan: EvaluatePlan, split: str, ids: list[str], folder: Path) -> pa.Table:
+    say(f"scoring version {plan.checkpoint.version} on the {split} split")
+    spec = InferSpec(checkpoint=plan.checkpoint, data=plan.data, split=split, tta=plan.tta, use_gpu=plan.use_gpu)
+    with PredictionParts.open(folder, spec.identity()) as parts:
+        return infer(ids, spec, plan.read, parts)
+
+
+def _tell_drops(plan: EvaluatePlan, split: str, rows: pa.Table) -> dict[str, int]:
+    """Why ids were dropped, most frequent reason first.
+
+    Raises:
+        NoUsableRowsError: all were.
+    """
+    reasons = rows[REASON].drop_null().value_counts().to_pylist()
+    drops = {one["values"]: one["counts"] for one in sorted(reasons, key=lambda one: -one["counts"])}
+    if sum(drops.values()) == rows.num_rows:
+        table = format_table(drops, rows.num_rows)
+        raise NoUsableRowsError(f"no usable row in the {split} split of {plan.data.source}; {table}")
+    say(format_table(drops, rows.num_rows))
+    return drops
+
+
+def _write(run_dir: Path, summary: dict[str, Any], scored: Scored, drops: dict[str, int]) -> None:
+    (run_dir / "metrics.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     (run_dir / "drops.json").write_text(json.dumps(drops, indent=2) + "\n")
     with (run_dir / "predictions.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(
-            ["id", "expected", "counted", *(f"p{count}" for count in range(len(predictions[0].probabilities)))]
-        )
-        for one in predictions:
-            table.writerow([one.bin_id, one.expected, one.counted, *(f"{p:.6f}" for p in one.probabilities)])
+        table.writerow(["id", "expected", "counted", *(f"p{count}" for count in range(scored.num_classes))])
+        for bin_id, expected, counted, row in zip(
+            scored.ids, scored.counts, scored.counted, scored.probabilities, strict=True
+        ):
+            table.writerow([bin_id, expected, counted, *(f"{p:.6f}" for p in row)])

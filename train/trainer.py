@@ -1,14 +1,17 @@
 """A recipe and its rows become a TorchTrainer; used alike for one fit and for each trial of a search."""
 
+import time
 from pathlib import Path
 
 import ray
 import ray.train
+import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from bintally.config import Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
+from bintally.loss import class_weights
 from bintally.model import build_model
 from data.args import ResourceArgs
 from data.pipeline import execution_options
@@ -34,6 +37,18 @@ def check_fits(recipe: Recipe, resources: ResourceArgs, num_train: int) -> None:
         raise ConfigError(f"global_batch_size {batch} cannot be shared equally by num_workers {workers}")
 
 
+def check_rows(recipe: Recipe, resources: ResourceArgs, rows: TrainingRows) -> None:
+    """Refuse a recipe that the rows, now that they are known, do not suit.
+
+    Raises:
+        ConfigError: names the value to change.
+    """
+    check_fits(recipe, resources, rows.num_train)
+    if recipe.loss.class_weights:
+        assert rows.class_rows is not None
+        class_weights(torch.tensor(rows.class_rows))
+
+
 def check_model(recipe: Recipe) -> None:
     """Build the model once, where its errors are one line instead of a worker's traceback.
 
@@ -41,7 +56,7 @@ def check_model(recipe: Recipe) -> None:
         ConfigError: the backbone is unknown.
         WeightsError: the weights cannot be found, downloaded or fitted.
     """
-    build_model(recipe.model, num_classes=recipe.data.num_classes)
+    build_model(recipe.model, num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
 
 
 def trainings_at_once(cluster: dict[str, float], resources: ResourceArgs) -> int:
@@ -92,7 +107,16 @@ def build_trainer(
     """
     feeds, plans = rows.feeds(recipe, num_workers=resources.num_workers, training=name)
     num_train = sampling_of(recipe).epoch_size(rows.num_train)
-    loop = LoopConfig(recipe=recipe, num_train=num_train, train=feeds["train"], val=feeds["val"])
+    loop = LoopConfig(
+        recipe=recipe,
+        num_train=num_train,
+        train=feeds["train"],
+        val=feeds["val"],
+        class_rows=rows.class_rows,
+        checkpoint_s=resources.checkpoint_s,
+        on_health=resources.on_health,
+        launched=time.time(),
+    )
     return TorchTrainer(
         train_loop,
         train_loop_config=loop.pack(),

@@ -10,7 +10,17 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from data.progress import say
 from tune.record import EpochRecord, append_record
 
-_METRICS = ("val_nll", "val_accuracy", "val_within_one", "val_rmse", "val_mae", "train_loss", "images_per_s", "epoch_s")
+_METRICS = (
+    "val_nll",
+    "val_accuracy",
+    "val_within_one",
+    "val_rmse",
+    "val_mae",
+    "val_num_images",
+    "train_loss",
+    "images_per_s",
+    "epoch_s",
+)
 
 
 class RecordEpochs(Callback):
@@ -40,12 +50,15 @@ class RecordEpochs(Callback):
             lr=trial.config["lr"],
             global_batch_size=trial.config["global_batch_size"],
             epoch=result["epoch"],
-            checkpoint_path=result["checkpoint_path"],
+            checkpoint_path=result.get("checkpoint_path", ""),
             metrics={name: result[name] for name in _METRICS},
         )
         append_record(self._path, record)
         better = record.score < self._best
         self._best = min(self._best, record.score)
+        if "diverged" in result:
+            say(f"{_name(trial)} diverged: {result['diverged']}")
+            return
         say(
             f"{_name(trial)} epoch {record.epoch}/{self._max_epochs}: val nll {record.score:.3f},"
             f" accuracy {result['val_accuracy']:.1%}, {result['images_per_s']:,.0f} images/s"

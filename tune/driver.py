@@ -16,8 +16,9 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session
 from data.training_rows import TrainingRows
+from train.model_card import write_model_card
 from train.run import describe, keep_checkpoint, keep_drops
-from train.trainer import check_fits, check_model, cluster_resources, trainings_at_once
+from train.trainer import check_fits, check_model, check_rows, cluster_resources, trainings_at_once
 from tune.callbacks import KeepRungs, RecordEpochs
 from tune.config import SearchConfig
 from tune.plots import plot_curves
@@ -47,7 +48,7 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         ledger = DropLedger.start(max_faults=config.read.max_faults(num_ids))
         rows = load_training_rows(splits, config.recipe, ledger, config.read)
         for point in config.points():
-            check_fits(point, config.resources, rows.num_train)
+            check_rows(point, config.resources, rows)
         tuner = _build_tuner(config, rows, run_dir, at_once, resume=resume)
         say(f"{config.num_trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
         results = tuner.fit()
@@ -62,6 +63,8 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         raise KeyboardInterrupt
     if not records:
         raise RunError(f"no trial reported an epoch; the first failed with: {_last_line(outcomes[0].error)}")
+    if not best_record(records).checkpoint_path:
+        raise RunError("all trials diverged; choose lower bounds of --lr")
     return _keep_best(config, records, run_dir, num_failed=len(results.errors))
 
 
@@ -113,7 +116,8 @@ def _keep_best(config: SearchConfig, records: list[EpochRecord], run_dir: Path, 
     best = best_record(records)
     winner = config.recipe.with_optim(lr=best.lr, global_batch_size=best.global_batch_size)
     write_recipe(winner, run_dir / "best.json")
-    keep_checkpoint(Path(best.checkpoint_path), run_dir / "checkpoint")
+    target = keep_checkpoint(Path(best.checkpoint_path), run_dir / "checkpoint")
+    write_model_card(target, winner, {"epoch": best.epoch, **best.metrics})
     epochs_run, epochs_in_full = len(records), config.num_trials * config.recipe.max_epochs
     results = {
         "best": {"trial_id": best.trial_id, "lr": best.lr, "global_batch_size": best.global_batch_size}

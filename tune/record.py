@@ -52,7 +52,7 @@ def read_records(path: Path) -> list[EpochRecord]:
 
 
 def best_record(records: Iterable[EpochRecord]) -> EpochRecord:
-    """The best epoch of the best trial; the earlier one among equals."""
+    """The best epoch of the best trial; the earlier one among equals. One that diverged has no checkpoint."""
     return min(records, key=lambda record: record.score)
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
+from ray.train import Checkpoint
+from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from bintally.config import Recipe
 from data.args import ResourceArgs
 from data.training_rows import TrainingRows
+from train.state import FOR_THE_DRIVER, PARTIAL
 from train.trainer import build_trainer
 
 
@@ -35,5 +38,17 @@ def run_trial(point: dict[str, Any], *, setup: TrialSetup, rows: TrainingRows) -
         # A name made of the trial's id: a restarted trial goes on with the checkpoints of its first life.
         name=f"train-{ray_tune.get_context().get_trial_id()}",
         storage_path=setup.storage_path,
-        callback=TuneReportCallback(),
+        callback=ReportEpochs(),  # type: ignore[no-untyped-call]  # Tune's __init__ has no annotations
     ).fit()
+
+
+class ReportEpochs(TuneReportCallback):
+    """Tells Tune of whole epochs: by a report in mid-epoch ASHA would judge an epoch that has not ended."""
+
+    def after_report(
+        self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Called by Train once per report."""
+        if not metrics[0].get(PARTIAL):
+            figures = {name: value for name, value in metrics[0].items() if name not in FOR_THE_DRIVER}
+            super().after_report(run_context, [figures], checkpoint)

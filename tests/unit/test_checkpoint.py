@@ -13,13 +13,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from bintally.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from bintally.calibration import Calibration
+from bintally.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, write_calibration
 from bintally.config import ModelConfig, Recipe
 from bintally.errors import CheckpointError
 from bintally.model import Counter, build_model
 from bintally.recipes import smoke
-from train.loop import RESUME_FILE
 from train.run import keep_checkpoint
+from train.state import RESUME_FILE
 
 ROOT = Path(__file__).parents[2]
 METRICS = {"epoch": 2, "val_nll": 0.5}
@@ -90,10 +91,22 @@ def test_the_folder_holds_three_files_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def calibration(version: str) -> Calibration:
+    return Calibration(
+        temperature=1.5,
+        thresholds={"0.9": 0.75},
+        model_version=version,
+        source="file:///bins",
+        split="val",
+        split_by="grouped",
+        num_images=87,
+    )
+
+
 def test_saving_again_replaces_the_whole_folder(tmp_path: Path) -> None:
     folder = save(tmp_path / "checkpoint")
-    (folder / "calibration.json").write_text("{}")
     before = load_checkpoint(folder).version
+    write_calibration(folder, calibration(before))
     save(folder, seed=1)
     assert load_checkpoint(folder).version != before
     assert not (folder / "calibration.json").exists()
@@ -305,3 +318,43 @@ def test_a_pickle_in_place_of_the_weights_is_not_run(tmp_path: Path) -> None:
 def test_a_checkpoint_of_resnet18_works_as_well(tmp_path: Path) -> None:
     recipe = replace(smoke(), model=ModelConfig(backbone="resnet18"))
     assert load_checkpoint(save(tmp_path / "checkpoint", recipe=recipe)).predict(photos()).shape == (3, 6)
+
+
+# The calibration
+
+
+def test_a_calibration_comes_back_with_its_checkpoint(tmp_path: Path) -> None:
+    folder = save(tmp_path / "checkpoint")
+    assert load_checkpoint(folder).calibration is None
+    fitted = calibration(load_checkpoint(folder).version)
+    write_calibration(folder, fitted)
+    assert load_checkpoint(folder).calibration == fitted
+    again = replace(fitted, temperature=2.5)
+    write_calibration(folder, again)
+    assert load_checkpoint(folder).calibration == again
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "calibration.json",
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+    ]
+
+
+def test_a_calibration_of_other_weights_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "checkpoint")
+    write_calibration(folder, calibration("0123456789ab"))
+    with pytest.raises(CheckpointError, match=r"0123456789ab.*delete it"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", "[", '{"temperature": -1}'])
+def test_a_damaged_calibration_is_refused(tmp_path: Path, content: str) -> None:
+    folder = save(tmp_path / "checkpoint")
+    (folder / "calibration.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"calibration\.json is no calibration"):
+        load_checkpoint(folder)
+
+
+def test_a_calibration_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="could not be written"):
+        write_calibration(tmp_path / "absent", calibration("0123456789ab"))

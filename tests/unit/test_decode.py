@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, ArrayBatch
+from bintally.batch import BATCH_ROWS, COUNT, HEIGHT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, WIDTH, ArrayBatch
 from bintally.config import DataConfig, Resize
 from bintally.errors import ConfigError
 from bintally.image import decode_photo
@@ -194,6 +194,16 @@ def test_rows_have_the_columns_of_the_contract(table: MakeTable) -> None:
     photos = [decode_photo(data, make_spec().data.pixels) for data in rows[PHOTO].to_pylist()]
     assert np.array_equal(batch[IMAGE], photos)
     assert not np.array_equal(batch[IMAGE][0], batch[IMAGE][1])
+
+
+def test_rows_have_the_sizes_of_their_files_if_asked_for(table: MakeTable, photo: Photo) -> None:
+    sizes = [(80, 64), (33, 120), (64, 64)]
+    broken = {number: photo(size=size) for number, size in enumerate(sizes)} | {1: b"none"}
+    batch = decode_rows(table(3, broken=broken), make_spec(), with_sizes=True)
+    assert list(zip(batch[WIDTH].tolist(), batch[HEIGHT].tolist(), strict=True)) == [sizes[0], sizes[2]]
+    empty = decode_rows(table(2, broken={0: b"none", 1: b"none"}), make_spec(), with_sizes=True)
+    assert (len(empty[WIDTH]), len(empty[HEIGHT])) == (0, 0)
+    assert WIDTH not in decode_rows(table(3), make_spec())
 
 
 def test_rows_leave_out_photos_that_are_none(table: MakeTable, photo: Photo) -> None:

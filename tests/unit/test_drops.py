@@ -30,6 +30,13 @@ def test_the_table_begins_with_the_most_frequent_reason() -> None:
     assert list(ledger.table().items()) == [("count_above_max", 3), ("no_quantity", 2), ("fetch_failed", 1)]
 
 
+def test_the_ledger_tells_why_ids_were_dropped() -> None:
+    ledger = _Ledger()
+    ledger.record({"1": "fetch_failed", "2": "no_quantity"})
+    assert ledger.reasons(["2", "3", "1"]) == {"1": "fetch_failed", "2": "no_quantity"}
+    assert ledger.reasons([]) == {}
+
+
 def test_an_empty_ledger() -> None:
     assert _Ledger().table() == {}
     assert _Ledger().record({}) == {}

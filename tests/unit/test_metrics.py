@@ -3,12 +3,10 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from bintally.metrics import CountTally
-from train.scoring import MIN_PROBABILITY, tally_of
 
 # Expected 0, 0, 1, 2, 2, 2; counted 0, 1, 1, 2, 0, 1.
 EXPECTED = torch.tensor([0, 0, 1, 2, 2, 2])
@@ -108,19 +106,3 @@ def test_a_summary_is_json() -> None:
 def test_nothing_tallied_has_no_figures() -> None:
     with pytest.raises(ValueError, match="no images"):
         CountTally.empty(6).summary()
-
-
-def test_a_sure_mistake_costs_much_and_not_everything() -> None:
-    probabilities = np.array([[0, 1, 0], [0.5, 0.25, 0.25]], np.float32)
-    counts = np.array([2, 0])
-    counts.flags.writeable = False  # as the stream gives them
-    tally = tally_of(probabilities, counts)
-    assert tally.nll_sum == pytest.approx(-math.log(MIN_PROBABILITY) + math.log(2), rel=1e-5)
-    assert tally.confusion.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
-
-
-def test_probabilities_are_tallied_as_their_logits_are() -> None:
-    logits, counts = random_batch(50)
-    ours, theirs = tally_of(logits.softmax(dim=1).numpy(), counts.numpy()), CountTally.of(logits, counts)
-    assert torch.equal(ours.confusion, theirs.confusion)
-    assert ours.nll_sum == pytest.approx(theirs.nll_sum, rel=1e-5)

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from train.plots import RIGHT, WRONG, plot_confusion, plot_sheet
+from train.plots import (
+    LINE,
+    RIGHT,
+    SECOND,
+    WRONG,
+    plot_confusion,
+    plot_reliability,
+    plot_risk_coverage,
+    plot_sheet,
+)
 from tune.plots import plot_curves
 from tune.record import EpochRecord
 
@@ -106,3 +115,18 @@ def test_wrong_answers_stand_out(tmp_path: Path, answer: tuple[int, int, float],
     drawn = pixels(tmp_path / "sheet.png")
     assert num_like(drawn, colour) > 50
     assert num_like(drawn, absent) == 0
+
+
+@pytest.mark.parametrize("curve", [[(1.0, 0.25)], [(0.5, 0.0), (1.0, 0.5)], [(k / 50, k / 100) for k in range(1, 51)]])
+def test_a_risk_curve_is_drawn(tmp_path: Path, curve: list[tuple[float, float]]) -> None:
+    plot_risk_coverage(curve, tmp_path / "risk.png", title="AURC 0.250")
+    pixels(tmp_path / "risk.png")
+
+
+def test_calibrated_confidence_is_drawn_beside_the_raw_one(tmp_path: Path) -> None:
+    bins = [(0.3, 0.25, 10), (0.9, 0.5, 90)]
+    plot_reliability({"as counted": bins}, tmp_path / "raw.png", title="reliability")
+    assert num_like(pixels(tmp_path / "raw.png"), SECOND) == 0
+    plot_reliability({"as counted": bins, "calibrated": [(0.4, 0.4, 100)]}, tmp_path / "both.png", title="reliability")
+    drawn = pixels(tmp_path / "both.png")
+    assert min(num_like(drawn, LINE), num_like(drawn, SECOND)) > 50

@@ -94,7 +94,16 @@ def test_what_the_workers_get_survives_its_dict(sampling: Sampling | None, store
     )
     val = replace(train, share=Share(global_batch_size=64, num_workers=4), sampling=None, clock=None)
     fitted = replace(smoke(), seed=9, epoch_fraction=0.1, balanced=True)
-    loop = LoopConfig(recipe=fitted, num_train=77, train=train, val=val)
+    loop = LoopConfig(
+        recipe=fitted,
+        num_train=77,
+        train=train,
+        val=val,
+        class_rows=(7, 70),
+        checkpoint_s=60.0,
+        on_health="stop",
+        launched=1.5,
+    )
     packed = loop.pack()
     assert isinstance(packed, dict)
     assert packed["recipe"]["optim"]["lr"] == smoke().optim.lr
@@ -104,7 +113,16 @@ def test_what_the_workers_get_survives_its_dict(sampling: Sampling | None, store
 
 def test_unpacking_leaves_the_dict_as_it_is() -> None:
     feed = FeedSpec(share=Share(global_batch_size=16), sampling=None, clock=None, stored=None)
-    packed = LoopConfig(recipe=smoke(), num_train=1, train=feed, val=feed).pack()
+    packed = LoopConfig(
+        recipe=smoke(),
+        num_train=1,
+        train=feed,
+        val=feed,
+        class_rows=None,
+        checkpoint_s=60.0,
+        on_health="warn",
+        launched=0.0,
+    ).pack()
     assert LoopConfig.unpack(packed) == LoopConfig.unpack(packed)
     assert isinstance(packed["recipe"], dict)
 

@@ -1,0 +1,130 @@
+"""The loops that `benchmarks/train_step.py` compares, on the same drawn batch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import repeat
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, ArrayBatch
+from bintally.config import ComputeConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from bintally.model import Counter, build_model
+from train.augment import augment, draw
+from train.monitor import Monitor
+from train.optim import build_optimizer, build_schedule
+from train.state import Fit
+from train.step import Stepper, on_device
+from train.workers import Worker
+
+NUM_STEPS = 100_000  # of the schedule: more than are taken
+
+Loop = Callable[[int], None]
+
+
+class NoMonitor:
+    """In the place of a Monitor, and does nothing."""
+
+    def phase(self, _name: str) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+    def steps(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches."""
+        return batches
+
+    def after_backward(self) -> None:
+        """Nothing."""
+
+    def after_step(self, loss_sum: Tensor, num_rows: int) -> None:
+        """Nothing."""
+
+
+def make_loops(*, backbone: str, image_size: int, batch_size: int, device: str, precision: str) -> dict[str, Loop]:
+    """Functions that take so many steps, each with a model of its own that began with the same weights."""
+    recipe = Recipe(
+        name="benchmark",
+        data=DataConfig(image_size=image_size),
+        model=ModelConfig(backbone=backbone),
+        optim=OptimConfig(lr=1e-4, global_batch_size=batch_size),
+        compute=ComputeConfig(precision=cast("Literal['fp32', 'bf16']", precision)),
+        max_epochs=1,
+    )
+    batch = _draw_batch(batch_size, image_size)
+    place = torch.device(device)
+    return {
+        "bare_loop": _bare_loop(recipe, batch, place),
+        "bintally": _own_loop(recipe, batch, place, monitored=True),
+        "no_monitor": _own_loop(recipe, batch, place, monitored=False),
+    }
+
+
+def _draw_batch(size: int, image_size: int) -> ArrayBatch:
+    random = np.random.default_rng(0)
+    return {
+        ID: np.array([f"{number:05d}" for number in range(size)]),
+        IMAGE: random.integers(0, 256, (size, image_size, image_size, 3), np.uint8),
+        COUNT: random.integers(0, 6, size),
+        BATCH_ROWS: np.full(size, size),
+        NEXT_POSITION: np.full(size, size),
+    }
+
+
+def _model(recipe: Recipe, device: torch.device) -> Counter:
+    torch.manual_seed(0)
+    model = build_model(recipe.model, num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
+    return model.to(device)
+
+
+def _bare_loop(recipe: Recipe, batch: ArrayBatch, device: torch.device) -> Loop:
+    model = _model(recipe, device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.optim.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_STEPS)
+    generator = torch.Generator().manual_seed(0)
+    bf16 = recipe.compute.precision == "bf16"
+
+    def take(num_steps: int) -> None:
+        for _ in range(num_steps):
+            images = torch.tensor(batch[IMAGE]).to(device, non_blocking=True)
+            counts = torch.tensor(batch[COUNT]).to(device, non_blocking=True)
+            images = augment(images, draw(recipe.augment, len(images), generator))
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(model(images).float(), counts)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        float(loss)  # waits for the GPU
+
+    return take
+
+
+def _own_loop(recipe: Recipe, batch: ArrayBatch, device: torch.device, *, monitored: bool) -> Loop:
+    model = _model(recipe, device).train()
+    optimizer = build_optimizer(model, recipe.optim)
+    schedule = build_schedule(optimizer, recipe.optim, num_steps=NUM_STEPS, steps_per_epoch=NUM_STEPS)
+    fit, worker = Fit(recipe, model, optimizer, schedule, None), Worker(0, 1, device)
+
+    def take(num_steps: int) -> None:
+        with _monitor(model, device, recipe, monitored) as monitor:
+            stepper = Stepper(fit, model, worker, monitor, None, epoch=1)
+            batches = on_device(repeat(batch, num_steps), device, monitor)
+            for number, one in enumerate(monitor.steps(batches)):
+                loss, _ = stepper.step(one, number)
+            float(loss)
+
+    return take
+
+
+@contextmanager
+def _monitor(model: Counter, device: torch.device, recipe: Recipe, monitored: bool) -> Iterator[Monitor]:
+    if not monitored:
+        yield cast("Monitor", NoMonitor())
+        return
+    # Begins behind the first steps, all of which are sampled: a training has them once.
+    with Monitor(model, device, num_classes=recipe.data.num_classes, steps_done=1000) as monitor:
+        yield monitor

@@ -1,0 +1,61 @@
+"""What TensorBoard and MLflow get to see, read back from their files."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from bintally.errors import ConfigError
+from bintally.recipes import smoke
+from train.tracking import EXPERIMENT, check_trackers, figures_of, tracked
+
+METRICS = {"epoch": 1, "val_nll": 0.5, "health": {"wall_s": 1.0}, "diverged": "since batch 3"}
+
+
+def read_scalars(folder: Path) -> Iterator[tuple[str, int, float]]:
+    """The scalars in TensorBoard's event files: records of a length, its checksum, an event and its checksum."""
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        rest = path.read_bytes()
+        while rest:
+            (size,) = struct.unpack("<Q", rest[:8])
+            event = Event.FromString(rest[12 : 12 + size])
+            rest = rest[16 + size :]
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    yield value.tag, event.step, value.simple_value
+
+
+def test_only_numbers_are_tracked() -> None:
+    assert figures_of(METRICS) == {"epoch": 1.0, "val_nll": 0.5}
+
+
+def test_tensorboard_gets_every_figure(tmp_path: Path) -> None:
+    with tracked(["tensorboard"], tmp_path, smoke()) as trackers:
+        for epoch, nll in ((1, 0.5), (2, 0.25)):
+            for track in trackers:
+                track(epoch, {"val_nll": nll})
+    assert list(read_scalars(tmp_path / "tensorboard")) == [("val_nll", 1, 0.5), ("val_nll", 2, 0.25)]
+
+
+def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for epoch, nll in ((1, 0.5), (2, 0.25)):
+        with tracked(["mlflow"], tmp_path, smoke()) as trackers:
+            for track in trackers:
+                track(epoch, {"val_nll": nll})
+    client = mlflow.MlflowClient(tracking_uri=f"file:{tmp_path / 'mlflow'}")
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.data.params["optim.lr"] == "0.001"
+    assert [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "val_nll")] == [
+        (1, 0.5),
+        (2, 0.25),
+    ]
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.tracking.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"bintally\[mlflow\]"):
+        check_trackers(["mlflow"])

@@ -1,0 +1,94 @@
+"""What a run folder tells by itself: the recipe, the code and the machine, every epoch, and pictures of them."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from matplotlib.figure import Figure
+
+from bintally.config import Recipe, write_recipe
+from train.health import write_findings
+from train.health_rules import Finding
+from train.profile_report import write_profile
+
+_PACKAGES: Final = ("bintally", "ray", "torch", "torchvision", "numpy", "pyarrow", "obstore")
+METRICS_FILE: Final = "metrics.jsonl"
+_CODE: Final = Path(__file__).parent.parent
+
+
+def describe_run(run_dir: Path, recipe: Recipe) -> None:
+    """Write recipe.json and environment.json."""
+    write_recipe(recipe, run_dir / "recipe.json")
+    environment = {
+        "command": sys.argv,
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in _PACKAGES},
+    }
+    (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def git_revision() -> str | None:
+    """Commit of this code, with -dirty where tracked files differ from it; None outside a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    done = subprocess.run(  # noqa: S603  # all of it is fixed here
+        [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=_CODE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """The epochs in a metrics.jsonl, in order; of one that was reported again after a restart, the later figures."""
+    epochs: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        metrics = json.loads(line)
+        epochs[metrics["epoch"]] = epochs.get(metrics["epoch"], {}) | metrics
+    return [epoch for _, epoch in sorted(epochs.items())]
+
+
+def findings_of(metrics: dict[str, Any]) -> list[Finding]:
+    """What the health rules found up to an epoch."""
+    return [Finding(**finding) for finding in metrics.get("findings", [])]
+
+
+def write_run_reports(run_dir: Path, recipe: Recipe) -> None:
+    """Write curves.png, health.json and profile.html from the epochs in metrics.jsonl."""
+    epochs = [epoch for epoch in read_epochs(run_dir / METRICS_FILE) if "diverged" not in epoch]
+    if not epochs:
+        return
+    findings = findings_of(epochs[-1])
+    plot_epochs(epochs, run_dir / "curves.png", title=recipe.name)
+    write_findings(findings, run_dir / "health.json")
+    write_profile([epoch["health"] for epoch in epochs if "health" in epoch], findings, run_dir / "profile.html")
+
+
+def plot_epochs(epochs: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Loss, accuracy and learning rate over the epochs."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    losses, accuracies, rates = figure.subplots(1, 3)
+    numbers = [epoch["epoch"] for epoch in epochs]
+    for name, label in (("train_loss", "training loss"), ("val_nll", "validation NLL")):
+        losses.plot(numbers, [epoch[name] for epoch in epochs], marker="o", markersize=3, label=label)
+    losses.set(xlabel="epoch", ylabel="nats per photo", ylim=(0, None))
+    losses.legend()
+    for name, label in (("val_accuracy", "right"), ("val_within_one", "within one")):
+        accuracies.plot(numbers, [100 * epoch[name] for epoch in epochs], marker="o", markersize=3, label=label)
+    accuracies.set(xlabel="epoch", ylabel="validation photos (%)", ylim=(0, 100))
+    accuracies.legend()
+    rates.plot(numbers, [epoch["lr"] for epoch in epochs], marker="o", markersize=3)
+    rates.set(xlabel="epoch", ylabel="learning rate at the end of the epoch", ylim=(0, None))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
