@@ -18,8 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch.nn import functional as F
 
-from bintally.config import PixelConfig
 from bintally.errors import ImageError
+from bintally.source_config import PixelConfig
 
 MIN_SIDE = 16
 MAX_SIDE = 10_000

@@ -6,8 +6,9 @@ A search or `train/fit.py` starts from one of them by `--recipe NAME` and overri
 from collections.abc import Callable
 from typing import Final
 
-from bintally.config import AugmentConfig, ComputeConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from bintally.config import AugmentConfig, ComputeConfig, ModelConfig, OptimConfig, Recipe
 from bintally.errors import ConfigError
+from bintally.source_config import DataConfig
 
 # A bit of each; of letterboxed photos none loses an item.
 _GENTLE: Final = AugmentConfig(flip=True, brightness=0.2, contrast=0.2, colour=0.05, blur=0.1, shrink=0.15)

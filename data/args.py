@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from bintally.config import DataConfig, ModelConfig, Recipe, Resize, SplitBy
+from bintally.config import ModelConfig, Recipe
 from bintally.errors import ConfigError
+from bintally.source_config import DataConfig, Resize, SplitBy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

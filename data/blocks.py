@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from bintally.batch import COUNT, ID, POSITION
-from bintally.config import DataConfig
 from bintally.errors import RowError
+from bintally.source_config import DataConfig
 from data.cache import CacheConfig
 from data.drops import DropLedger
 from data.fetch import fetch_or_recall, read_bin

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 import obstore
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 
-from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, SourceNotFoundError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data.listing import Listing
 from data.patience import check_whole, insist
 from data.stores import LISTING_RETRIES, MAX_WAIT_S, READ_TIMEOUT_S, STREAM_RETRIES, open_folder, open_s3

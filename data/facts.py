@@ -18,9 +18,9 @@ from ray.data import Dataset
 from ray.exceptions import RayError
 
 from bintally.batch import ID
-from bintally.config import DataConfig, PixelConfig
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
 from bintally.image import check_header, decode_photo
+from bintally.source_config import DataConfig, PixelConfig
 from data.bucket import open_bucket
 from data.fetch import FetchedBin, fetch_bins
 from data.labels import parse_record

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bintally.config import DataConfig
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket, open_bucket
 from data.cache import CacheConfig, open_cache
 from data.labels import parse_record

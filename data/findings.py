@@ -7,8 +7,8 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
+from bintally.source_config import DataConfig
 from data.drops import format_table
 from data.split import Split
 from data.summary import (

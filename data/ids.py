@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from bintally.config import DataConfig
 from bintally.errors import ConfigError
+from bintally.source_config import DataConfig
 from data.bucket import LISTING_RETRIES, open_bucket
 from data.progress import say
 from data.split import is_padded, sample_ids

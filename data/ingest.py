@@ -13,8 +13,9 @@ from ray.data import Dataset
 from ray.exceptions import RayError
 
 from bintally.batch import PADDING
-from bintally.config import DataConfig, Recipe
+from bintally.config import Recipe
 from bintally.errors import ConfigError, NoUsableRowsError, RowError
+from bintally.source_config import DataConfig
 from data.args import ReadArgs
 from data.blocks import FetchSpec
 from data.bucket import open_bucket

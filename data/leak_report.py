@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bintally.config import DataConfig, SplitBy
 from bintally.errors import NoUsableRowsError, RowError
+from bintally.source_config import DataConfig, SplitBy
 from data.bucket import open_bucket
 from data.ids import choose_ids
 from data.leak_page import render_page

@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from bintally.cli import readable_errors
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.args import SourceArgs, new_run_dir
 
 

@@ -18,8 +18,8 @@ from typing import Final
 import tyro
 
 from bintally.cli import readable_errors
-from bintally.config import DataConfig
 from bintally.errors import ConfigError, SourceError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data.progress import say
 
 BEGUN_WITH: Final = ("source", "endpoint_url", "ids", "unpadded", "max_images")  # a resumed run must agree on these

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.bucket import open_bucket
 from data.drops import format_table
 from data.facts import collect_facts

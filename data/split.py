@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Final, Literal, get_args
 
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.official import OfficialLists, read_lists
 
 Split = Literal["train", "val", "test"]

@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 from obstore.store import LocalStore, S3Store
 
-from bintally.config import DataConfig
 from bintally.errors import ConfigError, SourceNotFoundError
+from bintally.source_config import DataConfig
 
 # While streaming, patience is cheap; at the start a typo should not cost a minute.
 STREAM_RETRIES: Final = 10

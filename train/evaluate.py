@@ -13,8 +13,9 @@ from typing import Literal
 import tyro
 
 from bintally.cli import readable_errors
-from bintally.config import DataConfig, Recipe
+from bintally.config import Recipe
 from bintally.errors import ConfigError
+from bintally.source_config import DataConfig
 from data.args import ReadArgs, SourceArgs, new_run_dir
 from data.split import Split
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from bintally.calibration import COVERAGES, Calibration, fit_temperature, fit_thresholds, scale
 from bintally.checkpoint import Checkpoint
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.progress import say
 
 

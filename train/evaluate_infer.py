@@ -20,8 +20,8 @@ from ray.exceptions import RayError
 
 from bintally.batch import COUNT, HEIGHT, ID, IMAGE, POSITION, WIDTH, ArrayBatch
 from bintally.checkpoint import Checkpoint
-from bintally.config import DataConfig
 from bintally.errors import ClusterTooSmallError
+from bintally.source_config import DataConfig
 from data.args import ReadArgs
 from data.blocks import FetchSpec
 from data.drops import DropLedger

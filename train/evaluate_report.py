@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from bintally.config import DataConfig
 from bintally.scores import nll_of
+from bintally.source_config import DataConfig
 from data.bucket import open_bucket
 from data.progress import say
 from data.report_photos import ShownPhoto, load_photos

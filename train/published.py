@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 
 OFFICIAL_IMAGES: Final = 36_032
 OFFICIAL_SPLIT: Final = f"official validation list, {OFFICIAL_IMAGES:,} photos"

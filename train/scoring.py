@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from bintally.checkpoint import Checkpoint, write_calibration
-from bintally.config import DataConfig
 from bintally.errors import ConfigError, NoUsableRowsError
+from bintally.source_config import DataConfig
 from data.args import ReadArgs
 from data.drops import format_table
 from data.ingest import list_splits

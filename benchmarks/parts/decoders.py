@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from bintally.config import PixelConfig, Resize
 from bintally.image import decode_photo
+from bintally.source_config import PixelConfig, Resize
 from data.synthetic import SyntheticConfig, encode_bin, iter_plans
 
 Decoder = Callable[[bytes], np.ndarray]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, ArrayBatch
-from bintally.config import ComputeConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from bintally.config import ComputeConfig, ModelConfig, OptimConfig, Recipe
 from bintally.model import Counter, build_model
+from bintally.source_config import DataConfig
 from train.augment import augment, draw
 from train.monitor import Monitor
 from train.optim import build_optimizer, build_schedule

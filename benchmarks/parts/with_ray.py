@@ -11,7 +11,7 @@ from ray.data import Dataset
 from benchmarks.parts.boto import add_count
 from benchmarks.parts.job import BATCH_SIZE, BUCKET, IMAGE_SIZE, Job, Sums
 from bintally.batch import COUNT, IMAGE, PADDING
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.blocks import FetchSpec
 from data.clock import EpochClock
 from data.decode import Share

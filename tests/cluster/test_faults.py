@@ -17,8 +17,8 @@ from ray.exceptions import RayError
 
 from benchmarks.parts.faults import Faults
 from benchmarks.s3_server import s3_server as serve_folder
-from bintally.config import DataConfig
 from bintally.errors import TooManyFaultsError
+from bintally.source_config import DataConfig
 from data.blocks import FetchSpec
 from data.drops import DropLedger
 from data.order import Sampling

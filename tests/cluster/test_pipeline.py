@@ -9,9 +9,10 @@ import pytest
 from ray.data import Dataset
 from ray.exceptions import RayError
 
-from bintally.config import DataConfig, Recipe
+from bintally.config import Recipe
 from bintally.errors import AccessDeniedError, NoUsableRowsError, SourceNotFoundError
 from bintally.recipes import smoke
+from bintally.source_config import DataConfig
 from data.args import ReadArgs
 from data.blocks import FetchSpec
 from data.bucket import open_bucket

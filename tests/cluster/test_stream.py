@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.blocks import FetchSpec
 from data.bucket import open_bucket
 from data.decode import TASK_ROWS

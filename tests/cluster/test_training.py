@@ -14,7 +14,8 @@ from ray.train import Checkpoint, Result, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
 from bintally.checkpoint import load_checkpoint
-from bintally.config import ComputeConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from bintally.config import ComputeConfig, ModelConfig, OptimConfig, Recipe
+from bintally.source_config import DataConfig
 from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger
 from data.ingest import list_splits, load_training_rows

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, SourceError, SourceNotFoundError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data.bucket import Bucket, open_bucket
 
 Answer = tuple[int, bytes]

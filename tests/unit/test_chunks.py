@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from bintally.batch import BATCH_ROWS, COUNT, ID, NEXT_POSITION, PADDING, POSITION, ArrayBatch
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.blocks import FetchSpec
 from data.clock import EpochClock, _Clock
 from data.decode import Share, decode_batches, decode_rows

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from bintally.config import DataConfig, ModelConfig, OptimConfig, Recipe, read_recipe, recipe_from_dict, write_recipe
+from bintally.config import ModelConfig, OptimConfig, Recipe, read_recipe, recipe_from_dict, write_recipe
 from bintally.errors import BinTallyError, ConfigError
 from bintally.recipes import RECIPES, smoke
+from bintally.source_config import DataConfig
 
 
 def changed(field: str, value: object) -> dict[str, Any]:

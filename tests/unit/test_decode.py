@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from bintally.batch import BATCH_ROWS, COUNT, HEIGHT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, WIDTH, ArrayBatch
-from bintally.config import DataConfig, Resize
 from bintally.errors import ConfigError
 from bintally.image import decode_photo
+from bintally.source_config import DataConfig, Resize
 from data.blocks import PHOTO, FetchSpec
 from data.decode import TASK_BYTES, TASK_ROWS, Share, decode_batches, decode_rows
 from data.drops import DropLedger

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from bintally.calibration import Calibration
-from bintally.config import DataConfig
 from bintally.errors import ConfigError
+from bintally.source_config import DataConfig
 from data.report_photos import ShownPhoto, shrink_photo
 from train.bootstrap import Bootstrap
 from train.evaluate_calibrate import doubts_of

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bintally.config import DataConfig
 from bintally.errors import SourceUnreachableError
+from bintally.source_config import DataConfig
 from data import facts as facts_module
 from data.bucket import open_bucket
 from data.facts import (

@@ -15,8 +15,8 @@ from obstore.store import MemoryStore
 
 from benchmarks.parts.faults import Fault, FaultPlan, Faults, fault_of
 from benchmarks.s3_server import s3_server as serve_folder
-from bintally.config import DataConfig
 from bintally.errors import ConfigError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data.bucket import Bucket, open_bucket
 from data.patience import BrokenBodyError, check_whole
 

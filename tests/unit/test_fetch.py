@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from bintally.batch import COUNT, ID, POSITION
-from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, ImageError, LabelError, RowError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data.blocks import PHOTO, FetchSpec, fetch_block, photos_of
 from data.bucket import Bucket, open_bucket
 from data.cache import CacheConfig

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bintally.config import DataConfig
 from bintally.errors import ConfigError, SourceNotFoundError
+from bintally.source_config import DataConfig
 from data.args import SourceArgs
 from data.ids import choose_ids
 from data.ingest import list_splits

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bintally.config import PixelConfig
 from bintally.errors import ImageError
 from bintally.image import MAX_SCANS, check_header, decode_photo
+from bintally.source_config import PixelConfig
 
 Photo = Callable[..., bytes]
 

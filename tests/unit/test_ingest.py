@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from bintally.batch import PADDING
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.blocks import FetchSpec
 from data.drops import DropLedger
 from data.ingest import count_mix, usable_counts

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bintally.config import DataConfig
 from bintally.errors import ConfigError, NoUsableRowsError, SourceNotFoundError
+from bintally.source_config import DataConfig
 from data.leak_page import render_page
 from data.leak_report import BY_RUNS, LeakReport, format_report, measure_leaks, read_records, write_report
 from data.siblings import Leak

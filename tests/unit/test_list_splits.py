@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bintally.config import DataConfig
 from bintally.errors import ConfigError, SourceNotFoundError
+from bintally.source_config import DataConfig
 from data.ingest import list_splits
 
 WriteLists = Callable[[dict[str, int], dict[str, int]], str]

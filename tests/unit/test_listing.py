@@ -12,8 +12,8 @@ from obstore.store import MemoryStore
 from benchmarks.parts.faults import Faults
 from benchmarks.s3_server import Folder, answer_request
 from benchmarks.s3_server import s3_server as serve_folder
-from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data.bucket import Bucket, open_bucket
 
 Answer = tuple[int, bytes]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, ConfigError, SourceNotFoundError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data.ids import choose_ids
 from data.manifest import BEGUN_WITH, ManifestArgs, write_manifest
 from data.manifest_fetch import Progress, label_row

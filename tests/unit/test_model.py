@@ -1,5 +1,6 @@
 """The networks: shapes, weights from elsewhere, and that they can learn and count alone as in a batch."""
 
+import copy
 import inspect
 import io
 from collections.abc import Iterator
@@ -92,6 +93,27 @@ def test_each_head_gives_a_distribution_over_the_counts(head: Head, num_classes:
     log_probs = model.log_probabilities(model(random_photos(3, 32)))
     assert log_probs.shape == (3, num_classes)
     torch.testing.assert_close(log_probs.logsumexp(dim=1), torch.zeros(3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_under_autocast_the_distribution_is_float32(head: Head) -> None:
+    model = build(head=head)
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs = model.log_probabilities(model(random_photos(3, 32)))
+    assert log_probs.dtype == torch.float32
+    exact = model.log_probabilities(model(random_photos(3, 32)))
+    torch.testing.assert_close(log_probs, exact, atol=0.2, rtol=0.1)
+    assert not torch.equal(log_probs, exact), "autocast should have rounded"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_copy_counts_alike(head: Head) -> None:
+    """Averages of the weights are kept in a copy."""
+    model = build(head=head)
+    copied = copy.deepcopy(model)
+    assert torch.equal(
+        copied.log_probabilities(copied(random_photos(2))), model.log_probabilities(model(random_photos(2)))
+    )
 
 
 def test_a_transformer_is_built_for_the_size_of_the_photos() -> None:

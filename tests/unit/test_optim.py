@@ -117,6 +117,15 @@ def test_a_plateau_lowers_the_rate_and_an_improvement_does_not() -> None:
     assert seen == pytest.approx([0.5] * 5 + [0.05] * 3 + [0.005])
 
 
+def test_after_a_fall_the_wait_begins_anew() -> None:
+    schedule, group = schedule_of(plateau())
+    seen = []
+    for _ in range(6):
+        schedule.end_epoch(1.0)
+        seen.append(group["lr"])
+    assert seen == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
+
+
 def test_a_figure_that_is_no_number_is_no_improvement() -> None:
     schedule, group = schedule_of(plateau())
     for _ in range(2):

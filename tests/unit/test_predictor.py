@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from bintally.checkpoint import load_checkpoint, save_checkpoint
-from bintally.config import PixelConfig, Recipe, Resize
+from bintally.config import Recipe
 from bintally.errors import CheckpointError, ImageError
 from bintally.image import decode_photo
 from bintally.model import build_model
 from bintally.recipes import smoke
+from bintally.source_config import PixelConfig, Resize
 from serve.predictor import Predictor
 
 

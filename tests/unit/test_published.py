@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from train.published import OFFICIAL_IMAGES, PUBLISHED, compare_published, differences
 
 OFFICIAL = DataConfig(source="file:///mirror", split_by="official", labels="/lists")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bintally.config import DataConfig
 from bintally.errors import AccessDeniedError, RowError, SourceUnreachableError
+from bintally.source_config import DataConfig
 from data import records
 from data.bucket import Bucket, open_bucket
 from data.labels import BinRecord

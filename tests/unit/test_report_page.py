@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.bucket import open_bucket
 from data.facts import BinFacts, to_table
 from data.findings import Findings

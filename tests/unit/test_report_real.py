@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bintally.config import DataConfig
+from bintally.source_config import DataConfig
 from data.facts import measure_bin, to_table
 from data.findings import Findings
 from data.split import Split

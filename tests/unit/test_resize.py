@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
-from bintally.config import PixelConfig, Resize
 from bintally.errors import ImageError
 from bintally.image import BORDER_GREY, decode_photo
+from bintally.source_config import PixelConfig, Resize
 
 Photo = Callable[..., bytes]
 

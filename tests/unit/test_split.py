@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from bintally.config import DataConfig, SplitBy
 from bintally.errors import ConfigError
+from bintally.source_config import DataConfig, SplitBy
 from data.official import OfficialLists
 from data.split import (
     Split,

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bintally.config import DataConfig
 from bintally.errors import NoUsableRowsError
+from bintally.source_config import DataConfig
 from data.facts import BinFacts, measure_bin, to_table
 from data.findings import Findings, spread_out
 from data.summary import (
