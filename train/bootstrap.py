@@ -74,7 +74,7 @@ def _sum_blocks(
 
 def _resample(sums: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """The sums of as many blocks as there are, drawn with replacement."""
-    times = np.bincount(random.integers(len(sums), size=len(sums)), minlength=len(sums))
+    times = np.bincount(random.integers(len(sums), size=len(sums)), minlength=len(sums)).astype(np.float64)
     total: np.ndarray = times @ sums
     return total
 

@@ -53,13 +53,17 @@ class HealthConfig:
     imbalance_ratio: float = 10.0
     """Rows of the most over those of the least frequent count (Debugger: 10)."""
     class_error: float = 0.7
-    """Share of a count's validation rows that are counted wrong, in the last epoch (Debugger: 0.7)."""
+    """Share of a count's validation rows that are counted wrong (Debugger: 0.7)."""
+    class_error_epochs: int = 5
+    """In each of the last so many epochs (Debugger: 1): at first every network counts some class wrong."""
     imbalance_rows: int = 500
     """Rows that must be seen first (Debugger: 500)."""
     update_large: float = 10.0
-    """Median |dW| / |W| of an epoch's samples above which steps are too large (Debugger: 10)."""
+    """|dW| / |W| above which a step is too large (Debugger: 10)."""
     update_small: float = 1e-8
-    """The same, below which nothing changes (Debugger: 1e-8)."""
+    """Median |dW| / |W| of an epoch's samples below which nothing changes (Debugger: 1e-8, in any step)."""
+    update_samples: int = 5
+    """An epoch needs so many samples for that: the schedule's very last steps are as small."""
     stalled_s: float = 1800.0
     """Seconds without a sign of life (Debugger: 1800)."""
     input_share: float = 0.5

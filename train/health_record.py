@@ -18,7 +18,7 @@ class StageSample:
     nonfinite_share: float
     """Share of the stage's tensors whose gradient holds NaN or infinity."""
     update_ratio: float | None
-    """Mean |dW| / mean |W| of the stage's largest weight in this step; None if it is not finite."""
+    """Mean |dW| / mean |W| of the stage's largest weight in this step; None if it is not finite, or W was zero."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -147,26 +147,32 @@ def _poor(saw: str, epoch: int, step: int, value: float, threshold: float) -> Fi
 
 
 def update_ratio(history: History, config: HealthConfig) -> Finding | None:
-    """Weights do not change, or change beyond recognition, by the median of an epoch's samples."""
+    """A step changes weights beyond recognition, or an epoch's steps change them not at all."""
     for epoch in history:
-        names = dict.fromkeys(name for sample in epoch.samples for name in sample.stages)
-        for name in names:
+        for sample in epoch.samples:
+            for name, stage in sample.stages.items():
+                if (stage.update_ratio or 0.0) > config.update_large:
+                    return _updated(name, epoch.epoch, sample.step, stage.update_ratio or 0.0, config.update_large)
+        for name in dict.fromkeys(name for sample in epoch.samples for name in sample.stages):
             seen = [sample.stages[name].update_ratio for sample in epoch.samples if name in sample.stages]
             ratios = [ratio for ratio in seen if ratio is not None]
-            value = median(ratios) if ratios else 1.0
-            if not config.update_small <= value <= config.update_large:
-                small = value < config.update_small
-                return Finding(
-                    rule="update_ratio",
-                    severity="stop" if small else "warn",
-                    saw=f"a step changes the weights of {name} by {value:.2g} of their size",
-                    epoch=epoch.epoch,
-                    step=None,
-                    advice=f"{'raise' if small else 'lower'} the learning rate",
-                    value=value,
-                    threshold=config.update_small if small else config.update_large,
-                )
+            if len(ratios) >= config.update_samples and (value := median(ratios)) < config.update_small:
+                return _updated(name, epoch.epoch, None, value, config.update_small)
     return None
+
+
+def _updated(name: str, epoch: int, step: int | None, value: float, threshold: float) -> Finding:
+    small = value < threshold
+    return Finding(
+        rule="update_ratio",
+        severity="stop" if small else "warn",
+        saw=f"a step changes the weights of {name} by {value:.2g} of their size",
+        epoch=epoch,
+        step=step,
+        advice=f"{'raise' if small else 'lower'} the learning rate",
+        value=value,
+        threshold=threshold,
+    )
 
 
 def dead_units(history: History, config: HealthConfig) -> Finding | None:
@@ -194,7 +200,7 @@ def dead_units(history: History, config: HealthConfig) -> Finding | None:
 
 
 def class_imbalance(history: History, config: HealthConfig) -> Finding | None:
-    """One count is much rarer than another, or mostly counted wrong at the end."""
+    """One count is much rarer than another, or mostly counted wrong epoch after epoch."""
     for epoch in history:
         if sum(epoch.class_rows) >= config.imbalance_rows:
             most, least = max(epoch.class_rows), min(epoch.class_rows)
@@ -202,16 +208,28 @@ def class_imbalance(history: History, config: HealthConfig) -> Finding | None:
                 rare = epoch.class_rows.index(least)
                 saw = f"{least:,} training rows have the count {rare}, {most:,} the most frequent one"
                 return _imbalanced(saw, epoch.epoch, most / max(1, least), config.imbalance_ratio)
-    last = history[-1]
-    rows = last.val_confusion or []
-    if sum(map(sum, rows)) < config.imbalance_rows:
+    return _always_wrong(history[-config.class_error_epochs :], config)
+
+
+def _always_wrong(history: History, config: HealthConfig) -> Finding | None:
+    """A count that is mostly counted wrong in each of these epochs."""
+    errors = [_class_errors(epoch.val_confusion or []) for epoch in history]
+    if (
+        len(history) < config.class_error_epochs
+        or sum(map(sum, history[-1].val_confusion or [])) < config.imbalance_rows
+    ):
         return None
-    errors = {count: 1 - row[count] / sum(row) for count, row in enumerate(rows) if sum(row)}
-    worst = max(errors, key=errors.__getitem__)
-    if errors[worst] <= config.class_error:
+    least = {count: min(epoch.get(count, 0.0) for epoch in errors) for count in errors[-1]}
+    worst = max(least, key=least.__getitem__)
+    if least[worst] <= config.class_error:
         return None
-    saw = f"{errors[worst]:.0%} of the validation rows of count {worst} are counted wrong"
-    return _imbalanced(saw, last.epoch, errors[worst], config.class_error)
+    saw = f"{errors[-1][worst]:.0%} of the validation rows of count {worst} are counted wrong"
+    return _imbalanced(saw, history[0].epoch, errors[-1][worst], config.class_error)
+
+
+def _class_errors(confusion: Sequence[Sequence[int]]) -> dict[int, float]:
+    """Share of the rows of each count, as far as there are any, that are counted wrong."""
+    return {count: 1 - row[count] / sum(row) for count, row in enumerate(confusion) if sum(row)}
 
 
 def _imbalanced(saw: str, epoch: int, value: float, threshold: float) -> Finding:

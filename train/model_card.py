@@ -33,9 +33,11 @@ def write_model_card(folder: Path, recipe: Recipe, metrics: dict[str, Any]) -> N
     (folder / CARD_FILE).write_text(
         f"""# Bin counter: {recipe.name}
 
-Counts the items in a photo of a warehouse bin, 0 to {data.max_count}; it knows no other answer, also where a bin holds more.
+Counts the items in a photo of a warehouse bin, 0 to {data.max_count}; it knows no
+other answer, also where there are more.
 
-- Network: {recipe.model.backbone}, {weights}, {recipe.model.head} head; photos of {data.image_size} px ({data.resize}).
+- Network: {recipe.model.backbone}, {weights}, {recipe.model.head} head; photos of {data.image_size} px,
+  {data.resize}.
 - Trained on {data.source}, ids {data.ids}, split {data.split_by}; {optim.optimizer}, learning rate {optim.lr:.3g}, \
 {optim.global_batch_size} photos per step, seed {recipe.seed}; best epoch {metrics["epoch"]} of {recipe.max_epochs}.
 - BinTally at commit {git_revision() or "unknown"}.
@@ -44,15 +46,15 @@ Counts the items in a photo of a warehouse bin, 0 to {data.max_count}; it knows 
 | --- | --- |
 {figures}
 
-`python train/evaluate.py --checkpoint THIS_FOLDER --split test` scores it on photos that chose nothing; with `--calibrate` it also
-fits how far the probabilities can be trusted (calibration.json).
+`python train/evaluate.py --checkpoint THIS_FOLDER --split test` scores it on photos that chose nothing;
+with `--calibrate` it also fits how far the probabilities can be trusted (calibration.json).
 
 ## What to know before you trust it
 
 - A label is what the inventory record says, not what a person counted. Where records are wrong, it has learnt them.
 - Items that hide each other, tape, and dark or blurred photos are counted badly; some photos nobody can count.
-- Photos of the same bin before and after a pick are near-copies. Scores on a split that parts them ("hash", "official") are
-  too good.
+- Photos of the same bin before and after a pick are near-copies. Scores on a split that parts them ("hash",
+  "official") are too good.
 - ABID is licensed CC BY-NC-SA 3.0 US (non-commercial); that may bind what is trained on it.
 """
     )

@@ -168,7 +168,7 @@ def machine_section(history: Sequence[EpochHealth], charts: Mapping[str, Path]) 
     )
     picture = _figure(charts, "usage", "CPU, memory and GPU in use over time", caption)
     missing = gpu and not any(epoch.usage.gpu for epoch in history)
-    note = paragraph("The driver's library (libnvidia-ml) was not found, so the GPU's use is unknown.")
+    note = paragraph("The driver's library (libnvidia-ml) does not tell this GPU's use.")
     return section("machine", "Machine", picture, note if missing else "")
 
 

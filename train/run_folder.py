@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bintally.config import Recipe, write_recipe
 from train.health import write_findings
@@ -90,5 +91,7 @@ def plot_epochs(epochs: Sequence[dict[str, Any]], path: Path, *, title: str) -> 
     accuracies.legend()
     rates.plot(numbers, [epoch["lr"] for epoch in epochs], marker="o", markersize=3)
     rates.set(xlabel="epoch", ylabel="learning rate at the end of the epoch", ylim=(0, None))
+    for axes in (losses, accuracies, rates):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)
     figure.savefig(path, dpi=110)

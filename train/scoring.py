@@ -70,8 +70,8 @@ def evaluate(plan: EvaluatePlan) -> dict[str, Any]:
         if plan.calibrate:
             plan = _calibrated(plan, ids[CALIBRATION_SPLIT])
         rows = _predict(plan, plan.split, ids[plan.split], plan.run_dir / "predictions")
-    scored = Scored.of(rows, plan.checkpoint.recipe.data.num_classes)
     drops = _tell_drops(plan, plan.split, rows)
+    scored = Scored.of(rows, plan.checkpoint.recipe.data.num_classes)
     summary = summarise(plan, scored, rows.num_rows, drops)
     _write(plan.run_dir, summary, scored, drops)
     write_report(summary, scored, plan.data, plan.run_dir)
@@ -122,8 +122,8 @@ def summarise(plan: EvaluatePlan, scored: Scored, num_ids: int, drops: dict[str,
 def _calibrated(plan: EvaluatePlan, ids: list[str]) -> EvaluatePlan:
     """Fit the calibration, store it in the checkpoint, and go on with it."""
     rows = _predict(replace(plan, tta=False), CALIBRATION_SPLIT, ids, plan.run_dir / "calibration")
-    scored = Scored.of(rows, plan.checkpoint.recipe.data.num_classes)
     _tell_drops(plan, CALIBRATION_SPLIT, rows)
+    scored = Scored.of(rows, plan.checkpoint.recipe.data.num_classes)
     fitted = fit_calibration(scored.probabilities, scored.counts, plan.checkpoint, plan.data, CALIBRATION_SPLIT)
     tell_calibration(fitted)
     write_calibration(plan.checkpoint_dir, fitted)

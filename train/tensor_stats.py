@@ -71,12 +71,14 @@ def gradient_tensors(stages: Sequence[Stage]) -> dict[str, Float[Tensor, " 4"]]:
 
 
 def update_tensors(stages: Sequence[Stage], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By stage: mean |dW| / mean |W|, from copies of before the step."""
+    """By stage: mean |dW| / mean |W|, from copies of before the step; NaN where W was zero, and any step is large."""
     largest = {stage.name: stage.largest for stage in stages}
-    return {
-        name: ((_part(largest[name]) - old).abs().mean() / (old.abs().mean() + EPSILON)).float()
-        for name, old in before.items()
-    }
+    result = {}
+    for name, old in before.items():
+        size = old.abs().mean()
+        change = (_part(largest[name]) - old).abs().mean()
+        result[name] = torch.where(size > EPSILON, change / (size + EPSILON), torch.nan).float()
+    return result
 
 
 def _part(tensor: Tensor) -> Tensor:

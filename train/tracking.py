@@ -1,12 +1,12 @@
 """Epochs of a training for TensorBoard and MLflow, written by the driver as they are reported."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from bintally.config import Recipe
 from bintally.errors import ConfigError
@@ -15,12 +15,8 @@ TrackerName = Literal["tensorboard", "mlflow"]
 EXPERIMENT: Final = "bintally"
 
 
-class Tracker(Protocol):
-    """Takes the figures of an epoch."""
-
-    def __call__(self, epoch: int, figures: Mapping[str, float], /) -> None:
-        """One value per figure."""
-        ...
+Tracker = Callable[[int, Mapping[str, float]], None]
+"""Takes an epoch and its figures."""
 
 
 def check_trackers(names: Sequence[TrackerName]) -> None:
@@ -59,7 +55,7 @@ def _tensorboard(run_dir: Path, recipe: Recipe) -> Iterator[Tracker]:
     with SummaryWriter(str(run_dir / "tensorboard")) as writer:
         writer.add_text("recipe", "\n".join(f"- {name}: {value}" for name, value in _flat(asdict(recipe)).items()))
 
-        def write(epoch: int, figures: Mapping[str, float], /) -> None:
+        def write(epoch: int, figures: Mapping[str, float]) -> None:
             for name, value in figures.items():
                 writer.add_scalar(name, value, epoch)
             writer.flush()
@@ -82,7 +78,7 @@ def _mlflow(run_dir: Path, recipe: Recipe) -> Iterator[Tracker]:
         for name, value in _flat(asdict(recipe)).items():
             client.log_param(run_id, name, value)
 
-    def write(epoch: int, figures: Mapping[str, float], /) -> None:
+    def write(epoch: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
             client.log_metric(run_id, name, value, step=epoch)
 

@@ -55,8 +55,9 @@ def read_metrics(run_dir: Path) -> dict[str, Any]:
     return metrics
 
 
-def parts_of(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / "predictions").glob("part-*.parquet"))
+def ids_in(folder: Path) -> list[str]:
+    """The ids of all parts."""
+    return [bin_id for path in folder.glob("part-*.parquet") for bin_id in pq.read_table(path)["id"].to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_everything_is_left_behind(scored: Path) -> None:
 def test_the_checkpoint_keeps_a_calibration_of_other_photos(scored: Path, checkpoint_dir: Path) -> None:
     calibration = load_checkpoint(checkpoint_dir).calibration
     assert isinstance(calibration, Calibration)
-    fitted = {row["id"] for path in scored / "calibration".glob("*.parquet") for row in pq.read_table(path).to_pylist()}
+    fitted = set(ids_in(scored / "calibration"))
     assert 30 < calibration.num_images < len(fitted)
     assert (calibration.split, calibration.split_by) == ("val", "grouped")
     with (scored / "predictions.csv").open() as file:
@@ -99,21 +100,18 @@ def test_the_checkpoint_keeps_a_calibration_of_other_photos(scored: Path, checkp
 
 def test_a_stopped_run_goes_on_to_the_same_result(scored: Path, checkpoint_dir: Path, synthetic_bucket: Path) -> None:
     before = {name: (scored / name).read_bytes() for name in ("metrics.json", "predictions.csv", "drops.json")}
-    (part,) = parts_of(scored)
+    (part,) = (scored / "predictions").glob("part-*.parquet")
     rows = pq.read_table(part)
     pq.write_table(rows.slice(0, 20), part)
     output = evaluate(checkpoint_dir, synthetic_bucket, scored, *TOLERANT)
     assert f"going on: 20 of {rows.num_rows} bins" in output
     assert {name: (scored / name).read_bytes() for name in before} == before
-    ids = [row["id"] for path in parts_of(scored) for row in pq.read_table(path).to_pylist()]
+    ids = ids_in(scored / "predictions")
     assert len(ids) == len(set(ids)) == rows.num_rows
 
 
-def test_what_is_done_is_not_fetched_again(
-    scored: Path, checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path
-) -> None:
-    """The figures come from the disk alone: the faults found before still count."""
-    assert "going on: 64 of 64" in evaluate(checkpoint_dir, synthetic_bucket, scored, *TOLERANT)
+def test_what_was_lost_before_still_counts(scored: Path, checkpoint_dir: Path, synthetic_bucket: Path) -> None:
+    """Nothing is left to fetch, and the faults found before are on the disk."""
     assert "--max-dropped" in evaluate(checkpoint_dir, synthetic_bucket, scored, "--max-dropped", "0%", code=2)
 
 
@@ -131,15 +129,20 @@ def test_predictions_of_something_else_are_refused(
     assert (scored / "metrics.json").read_bytes() == before
 
 
-def test_a_whole_bucket(checkpoint_dir: Path, bucket: Path, tmp_path: Path) -> None:
+def test_a_whole_bucket(scored: Path, checkpoint_dir: Path, bucket: Path, tmp_path: Path) -> None:
     evaluate(checkpoint_dir, bucket, tmp_path / "all", "--split", "all", "--no-tta", *TOLERANT)
     metrics = read_metrics(tmp_path / "all")
     assert metrics["num_ids"] == len(list((bucket / "bin-images").glob("?????*.jpg")))
     assert metrics["num_images"] > 200
     assert metrics["tta"] is None
-    assert any(
-        "split, which are scored here" in doubt for doubt in (metrics["calibration"] or {"doubts": []})["doubts"]
-    )
+    assert "val split, which are scored here" in metrics["calibration"]["doubts"][0]
+
+
+def test_a_split_without_a_usable_row_is_told(checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path) -> None:
+    flags = ("--ids", "list:96193", "--max-dropped", "100%")  # an id of the test split that is not in the bucket
+    error = evaluate(checkpoint_dir, synthetic_bucket, tmp_path / "none", *flags, code=2)
+    assert "no usable row in the test split" in error
+    assert "1  missing_" in error
 
 
 def test_gpus_that_are_not_there_are_missed(checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def test_update_ratio_is_that_of_the_step() -> None:
     with torch.no_grad():
         model[0].weight.mul_(1.25)
     assert float(update_tensors(stages, before)["0"]) == pytest.approx(0.25, rel=1e-4)
+    zeros = {"0": torch.zeros_like(before["0"])}
+    assert math.isnan(update_tensors(stages, zeros)["0"])  # from nothing, any step is large
 
 
 @pytest.mark.parametrize(
