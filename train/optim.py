@@ -28,8 +28,8 @@ def _parameter_groups(model: Counter, config: OptimConfig) -> list[dict[str, Any
     """Parameters that share a learning rate and a weight decay, from the input to the head."""
     stages = backbone_stages(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for depth, stage in enumerate(reversed(stages)):
-        lr = config.lr * config.layer_decay**depth
+    for position, stage in enumerate(stages):
+        lr = config.lr * config.layer_decay ** (len(stages) - 1 - position)
         for parameter in stage:
             weight_decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((lr, weight_decay), []).append(parameter)

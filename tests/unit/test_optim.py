@@ -206,6 +206,7 @@ def test_each_stage_learns_slower_than_the_one_behind_it() -> None:
     for depth, stage in enumerate(reversed(stages)):
         assert [rate_of[id(one)] for one in stage] == pytest.approx([0.5 * 0.8**depth] * len(stage))
     assert len(rate_of) == len(list(model.parameters()))
+    assert optimizer.param_groups[-1]["lr"] == 0.5, "the last group is the head's, whose rate is the one to show"
 
 
 def test_the_schedule_keeps_the_shares_between_stages() -> None:
