@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
@@ -112,8 +113,8 @@ class Stepper:
         return varied if size == varied.shape[1] else shrink_photos(varied, size)
 
     def _seed(self, number: int) -> int:
-        # Room for 10,000 epochs of a million batches before two seeds share a number.
-        return ((self.fit.recipe.seed * 10_000 + self.epoch) * 1_000_000 + number) * 1000
+        entropy = np.random.SeedSequence((self.fit.recipe.seed, self.epoch, number))
+        return int(entropy.generate_state(1, np.uint64)[0]) >> 2  # torch takes 63 bits; ranks are added
 
 
 def shrink_photos(images: UInt8[Tensor, "batch height width 3"], size: int) -> UInt8[Tensor, "batch {size} {size} 3"]:

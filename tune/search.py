@@ -30,8 +30,8 @@ class SearchArgs:
     """Points of the space to try."""
     max_epochs: int | None = None
     """Epochs of a trial that is not stopped early. Default: the recipe's."""
-    lr: tuple[float, float] = (1e-4, 1e-2)
-    """Bounds of the learning rate, drawn log-uniformly."""
+    lr: tuple[float, float] | None = None
+    """Bounds of the learning rate, drawn log-uniformly. Default: a thirtieth to thrice the recipe's."""
     batch_sizes: tuple[int, ...] = (32, 64, 128)
     """Global batch sizes to choose among."""
     seed: int | None = None
@@ -66,7 +66,7 @@ class SearchArgs:
         balanced = self.balanced or recipe.balanced
         return SearchConfig(
             recipe=replace(recipe, max_epochs=max_epochs, seed=seed, epoch_fraction=fraction, balanced=balanced),
-            space=SearchSpace(lr=self.lr, batch_sizes=self.batch_sizes),
+            space=SearchSpace(lr=self.lr or (recipe.optim.lr / 30, recipe.optim.lr * 3), batch_sizes=self.batch_sizes),
             num_trials=self.num_trials,
             resources=self.resources,
             read=self.read.resolve(),

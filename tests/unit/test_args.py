@@ -239,7 +239,8 @@ def test_search_starts_from_the_baseline_on_abid_by_default() -> None:
     config = SearchArgs().resolve()
     assert config.recipe == baseline_resnet34()
     assert (config.num_trials, config.resources) == (16, ResourceArgs())
-    assert (config.space.lr, config.space.batch_sizes) == ((1e-4, 1e-2), (32, 64, 128))
+    assert config.space.lr == pytest.approx((0.1 / 30, 0.3))
+    assert config.space.batch_sizes == (32, 64, 128)
 
 
 def test_flags_of_search_override_the_recipe() -> None:
