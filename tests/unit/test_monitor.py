@@ -232,7 +232,7 @@ def test_step_times_are_binned_and_the_longest_named() -> None:
 
 def test_samples_of_the_machine_become_shares_and_few_points() -> None:
     cores = summarize_usage([(0.0, UsageSample(0.0, 0.2, 0.5)), (1.0, UsageSample(0.5, 0.3, 0.9))])
-    assert cores.cpu == [pytest.approx(0.5 / (os.cpu_count() or 1))]
+    assert cores.cpu == [pytest.approx(0.5 / len(os.sched_getaffinity(0)))]
     assert (cores.memory, cores.gpu, cores.seconds) == ([0.3], [0.9], [1.0])
     many = summarize_usage([(float(t), UsageSample(0.0, t / 1000, float(t % 2))) for t in range(1001)])
     assert len(many.memory) == len(many.gpu) <= MAX_POINTS
