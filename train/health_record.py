@@ -63,7 +63,7 @@ class Usage:
     seconds: list[float]
     """Since the monitor started."""
     cpu: list[float]
-    """Share of the machine's cores that this process kept busy, 0..1."""
+    """Share of the cores that this process may use that it kept busy, 0..1."""
     memory: list[float]
     """Share of the memory in use: of the GPU what torch has allocated; without one, of the RAM what the process holds
     privately."""

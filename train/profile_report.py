@@ -162,7 +162,7 @@ def machine_section(history: Sequence[EpochHealth], charts: Mapping[str, Path]) 
     """What the worker used of the machine."""
     gpu = history[0].device == "cuda"
     caption = (
-        "CPU: share of all cores that this worker's process kept busy. Memory: "
+        "CPU: share of the cores it may use that this worker's process kept busy. Memory: "
         + ("what torch has allocated of the GPU's." if gpu else "what the process holds for itself of the RAM.")
         + (" GPU: share of the time in which it computed." if gpu else "")
     )

@@ -132,10 +132,15 @@ class UsageSampler:
         return summarize_usage(samples)
 
 
+def num_cores() -> int:
+    """Cores that this process may use; a container often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def summarize_usage(samples: Sequence[tuple[float, UsageSample]]) -> Usage:
     """Samples as (seconds, sample) in order of time, thinned to MAX_POINTS means."""
     pairs = list(pairwise(samples))
-    cores = os.cpu_count() or 1
+    cores = num_cores()
     cpu = [(b.cpu_s - a.cpu_s) / max(1e-6, t_b - t_a) / cores for (t_a, a), (t_b, b) in pairs]
     later = [sample for _, (_, sample) in pairs]
     gpu = [sample.gpu for sample in later if sample.gpu is not None]
