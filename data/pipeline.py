@@ -71,16 +71,19 @@ class EpochOrder:
         return epoch_order(num_ids, self.sampling, epoch), start
 
 
-def stream_rows(table: IdTable, spec: FetchSpec, *, with_sizes: bool = False) -> Dataset:
+def stream_rows(table: IdTable, spec: FetchSpec, *, with_sizes: bool = False, block_rows: int | None = None) -> Dataset:
     """A lazy dataset of the rows of these ids, in their order, with the columns id, position, image and count.
 
-    With sizes, they have the width and height of the photo's file, too, in pixels.
+    With sizes, they have the width and height of the photo's file, too, in pixels. With `block_rows`, a task decodes
+    about so many, for consumers in the same task that take long over them.
 
     Iterating raises AccessDeniedError, SourceUnreachableError or TooManyFaultsError (wrapped by Ray, see
     `data.session.unwrap`) when objects may not be read, when not one object of a whole block could be fetched, or when
     the ledger's limit is passed.
     """
     fetched = _fetched(table, table.num_ids, spec, EpochOrder())
+    if block_rows is not None:
+        fetched = fetched.repartition(target_num_rows_per_block=block_rows)
     decode = partial(decode_rows, spec=spec, with_sizes=with_sizes)
     return fetched.map_batches(decode, batch_size=None, batch_format="pyarrow")
 

@@ -23,7 +23,7 @@ def published_section(summary: Summary) -> str:
     )
     rows = [
         (
-            f"{row['who']}: {row['method']}",
+            row["who"] + (f": {row['method']}" if row["method"] else ""),
             f"{row['split']}; trained on {row['data']}" + (f"; {row['note']}" if row["note"] else ""),
             row["classes"],
             f"{row['accuracy']:.1%}",

@@ -34,6 +34,9 @@ from data.session import unwrap
 from train.evaluate_parts import BRIGHTNESS, FLIPPED, PROBABILITIES, REASON, SCHEMA, SHARPNESS, PredictionParts
 
 BATCH: Final = 64
+TASK_ROWS: Final = (
+    128  # a slow network on a CPU takes seconds for so many: what is shown and written comes in these steps
+)
 PART_ROWS: Final = 8_192
 PART_S: Final = 15.0  # what a kill costs at most
 TRANSIENT: Final = "fetch_failed"
@@ -83,7 +86,7 @@ def infer(ids: Sequence[str], spec: InferSpec, read: ReadArgs, parts: Prediction
 
 
 def _plan(todo: Sequence[str], spec: InferSpec, fetch: FetchSpec) -> Dataset:
-    rows = stream_rows(put_ids(list(todo), spec.data), fetch, with_sizes=True)
+    rows = stream_rows(put_ids(list(todo), spec.data), fetch, with_sizes=True, block_rows=TASK_ROWS)
     model = ray.put(spec.checkpoint)
     if not spec.use_gpu:
         return rows.map_batches(partial(count_on_cpu, model=model, tta=spec.tta), batch_size=BATCH)

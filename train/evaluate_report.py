@@ -31,7 +31,7 @@ def write_report(summary: dict[str, Any], scored: Scored, data: DataConfig, run_
     _draw_sheet(scored, sample, photos, run_dir / "sheet.png", title=f"{split} split: expected and counted")
     if worst:
         title = f"{split} split: mistakes with the least probability for the expected count"
-        _draw_sheet(scored, worst, photos, run_dir / "worst.png", title=title)
+        _draw_sheet(scored, worst, photos, run_dir / "worst.png", title=title, with_notes=True)
     mistakes = [_mistake(scored, row, photos) for row in worst]
     (run_dir / "report.html").write_text(render_page(summary, charts, mistakes), encoding="utf-8")
 
@@ -82,11 +82,23 @@ def _bins(rows: Sequence[dict[str, float | int]]) -> list[tuple[float, float, in
     return [(row["confidence"], row["accuracy"], int(row["num_images"])) for row in rows]
 
 
-def _draw_sheet(scored: Scored, rows: Sequence[int], photos: dict[str, ShownPhoto], path: Path, *, title: str) -> None:
+def _draw_sheet(
+    scored: Scored,
+    rows: Sequence[int],
+    photos: dict[str, ShownPhoto],
+    path: Path,
+    *,
+    title: str,
+    with_notes: bool = False,
+) -> None:
     shown = [row for row in rows if scored.ids[row] in photos]
     pixels = [np.asarray(Image.open(io.BytesIO(photos[scored.ids[row]].jpeg))) for row in shown]
     answers = [
         (int(scored.counts[row]), int(scored.counted[row]), float(scored.probabilities[row].max())) for row in shown
     ]
+    notes = [
+        f"{scored.ids[row]}: p({scored.counts[row]}) = {scored.probabilities[row, scored.counts[row]]:.1%}"
+        for row in shown
+    ]
     if shown:  # the bucket may have gone away since it was counted
-        plot_sheet(pixels, answers, path, title=title)
+        plot_sheet(pixels, answers, path, title=title, notes=notes if with_notes else ())

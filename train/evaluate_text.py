@@ -15,6 +15,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         f"{summary['split']} split, {summary['num_images']:,} images of {summary['source']}",
         f"  accuracy        {summary['accuracy']:6.1%}{between('accuracy', '.1%')}",
         f"  majority class  {summary['majority_accuracy']:6.1%}, random {summary['random_accuracy']:.1%}",
+        f"  ABID baseline   {_baseline(summary['published'])}",
         f"  within one      {summary['within_one']:6.1%}{between('within_one', '.1%')}",
         f"  rmse, mae       {summary['rmse']:6.2f} {summary['mae']:.2f} items{between('rmse', '.2f')}",
         f"  nll, ece        {summary['nll']:6.3f} nats, {summary['ece']:.1%}" + _after(summary["calibration"]),
@@ -26,6 +27,13 @@ def format_summary(summary: dict[str, Any]) -> str:
         for count, row in summary["per_count"].items()
     ]
     return "\n".join(lines)
+
+
+def _baseline(published: dict[str, Any]) -> str:
+    """The reference that everybody looks for, or why it is none here."""
+    row = published["rows"][0]
+    verdict = f"no comparison: {published['differs'][0]}" if published["differs"] else "of the same photos"
+    return f"{row['accuracy']:6.1%}, rmse {row['rmse']:.3f} ({verdict})"
 
 
 def _after(calibration: dict[str, Any] | None) -> str:

@@ -31,19 +31,26 @@ def plot_confusion(confusion: np.ndarray, path: Path, *, title: str) -> None:
 
 
 def plot_sheet(
-    photos: Sequence[np.ndarray], answers: Sequence[tuple[int, int, float]], path: Path, *, title: str
+    photos: Sequence[np.ndarray],
+    answers: Sequence[tuple[int, int, float]],
+    path: Path,
+    *,
+    title: str,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Photos with (expected, counted, probability of the counted) below each, wrong ones in red."""
+    """Photos with (expected, counted, probability of the counted) above each, wrong ones in red; notes above those."""
     columns = 8
     rows = -(-len(photos) // columns)
     figure = Figure(figsize=(1.6 * columns, 1.9 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, photo, (expected, counted, probability) in zip(grid.flat, photos, answers, strict=False):
+    above = [f"{note}\n" for note in notes] or [""] * len(photos)
+    for axes, photo, note, (expected, counted, probability) in zip(grid.flat, photos, above, answers, strict=False):
         axes.imshow(photo)
+        axes.set_anchor("N")  # so that the lines above photos of different shapes stand in a row
         color = RIGHT if expected == counted else WRONG
-        axes.set_title(f"expected {expected}\ncounted {counted} ({probability:.0%})", fontsize=8, color=color)
+        axes.set_title(f"{note}expected {expected}\ncounted {counted} ({probability:.0%})", fontsize=8, color=color)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

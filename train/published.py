@@ -19,14 +19,15 @@ _SUBSET: Final = "10,441 photos of the Udacity list, which has siblings and 38 i
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """One reported result. What its source does not say is None."""
+    """One reported result; what its source does not say is left out."""
 
     who: str
-    method: str
     split: str
     data: str
+    """What was trained on."""
     classes: str
-    accuracy: float | None
+    accuracy: float
+    method: str = ""
     rmse: float | None = None
     rmse_per_count: tuple[float, ...] = ()
     official: bool = False
@@ -49,9 +50,8 @@ PUBLISHED: Final = (
     ),
     Published(
         who="Majority class: always 3",
-        method="no model",
         split=OFFICIAL_SPLIT,
-        data="none",
+        data="nothing",
         classes="0-5",
         accuracy=0.248,
         rmse=1.355,
@@ -78,7 +78,6 @@ PUBLISHED: Final = (
     ),
     Published(
         who="Capstone report, second",
-        method="not known",
         split="own",
         data=_SUBSET,
         classes="1-5",
@@ -87,7 +86,6 @@ PUBLISHED: Final = (
     ),
     Published(
         who="Capstone report of ayeshasilvia",
-        method="not known",
         split="own",
         data=_SUBSET,
         classes="1-5",
@@ -95,7 +93,6 @@ PUBLISHED: Final = (
     ),
     Published(
         who="Capstone report, fourth",
-        method="not known",
         split="own, validation part",
         data=_SUBSET,
         classes="1-5",

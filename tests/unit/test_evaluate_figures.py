@@ -21,6 +21,7 @@ from train.evaluate_page import Mistake, render_page
 from train.evaluate_parts import SCHEMA
 from train.evaluate_report import sample_rows, worst_rows
 from train.evaluate_slices import read_reviewed, slice_figures
+from train.evaluate_text import format_summary
 from train.plots import plot_confusion
 from train.published import compare_published
 
@@ -276,3 +277,19 @@ def test_names_from_outside_are_no_markup(page: Page) -> None:
     assert "<script>" not in html
     assert "00007<b>" not in html
     assert "00007&lt;b&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("data", "num_images", "line"),
+    [
+        (DataConfig(), 60, "55.7%, rmse 0.930 (no comparison: it is split by grouped, not by the official lists)"),
+        (DataConfig(split_by="official", labels="/lists"), 36_032, "55.7%, rmse 0.930 (of the same photos)"),
+    ],
+)
+def test_the_terminal_says_whether_the_baseline_is_one(data: DataConfig, num_images: int, line: str) -> None:
+    figures = figures_of_all(make_scored(), CALIBRATION, QUICK)
+    summary = figures | {"split": "test", "source": "x", "published": compare_published(data, "test", num_images)}
+    lines = format_summary(summary)
+    assert line in lines
+    assert f"accuracy        {figures['accuracy']:6.1%}" in lines
+    assert f"calibrated {figures['calibration']['nll']:.3f} nats" in lines

@@ -130,3 +130,12 @@ def test_calibrated_confidence_is_drawn_beside_the_raw_one(tmp_path: Path) -> No
     plot_reliability({"as counted": bins, "calibrated": [(0.4, 0.4, 100)]}, tmp_path / "both.png", title="reliability")
     drawn = pixels(tmp_path / "both.png")
     assert min(num_like(drawn, LINE), num_like(drawn, SECOND)) > 50
+
+
+def test_notes_stand_above_their_photos(tmp_path: Path) -> None:
+    grey = np.full((16, 32, 3), 128, np.uint8)
+    inks = []
+    for notes in ((), ("00523: p(2) = 0.1%", "00524: p(2) = 0.1%")):
+        plot_sheet([grey] * 2, [(2, 3, 0.9)] * 2, tmp_path / "sheet.png", title="worst", notes=notes)
+        inks.append(num_like(pixels(tmp_path / "sheet.png"), WRONG))
+    assert inks[1] > 1.3 * inks[0]
