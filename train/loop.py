@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
-from bintally.batch import PADDING
+from bintally.batch import COUNT, PADDING, ArrayBatch
 from bintally.config import Recipe, recipe_from_dict
 from bintally.loss import class_weights
 from bintally.metrics import CountTally
@@ -167,7 +167,9 @@ def _train_epoch(run: Run, model: nn.Module, progress: Progress) -> Progress:
     fit, worker, monitor = run.fit, run.worker, run.monitor
     set_train_mode(model)
     stepper = Stepper(fit, model, worker, monitor, _weights_of(run), progress.epoch)
-    batches = on_device(run.train.epoch(progress.epoch, start=progress.position), worker.device, monitor)
+    batches = on_device(
+        _seen(run.train.epoch(progress.epoch, start=progress.position), monitor), worker.device, monitor
+    )
     before, num_images = progress, 0
     loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
     unchecked: list[tuple[list[str], Tensor]] = []  # what the steps since the last look were of
@@ -188,6 +190,12 @@ def _train_epoch(run: Run, model: nn.Module, progress: Progress) -> Progress:
     _check_finite(worker, unchecked, progress)
     worker.share_buffers(fit.model)
     return _with_sums(progress, before, worker, loss_sum, num_images)
+
+
+def _seen(batches: Iterable[ArrayBatch], monitor: Monitor) -> Iterator[ArrayBatch]:
+    for batch in batches:
+        monitor.see_counts(batch[COUNT])
+        yield batch
 
 
 def _weights_of(run: Run) -> Tensor | None:

@@ -116,21 +116,6 @@ def test_only_sampled_steps_read_from_the_device() -> None:
             list(steps_of(monitor, model, 1, meta))
 
 
-def test_a_step_that_is_not_sampled_costs_microseconds() -> None:
-    loss, counts = torch.ones(()), np.zeros(32, dtype=np.int64)
-    with Monitor(net(), CPU, num_classes=2, every=10**9, steps_done=10) as monitor:
-        began = time.thread_time()  # of this thread, whatever else the machine does
-        for _ in monitor.steps(range(1000)):
-            monitor.see_counts(counts)
-            for phase in ("copy", "forward", "backward", "optimizer"):
-                with monitor.phase(phase):
-                    pass
-            monitor.after_backward()
-            monitor.after_step(loss, 32)
-        cost_s = (time.thread_time() - began) / 1000
-    assert cost_s < 500e-6  # 1 % of a step of 50 ms; measured: 15 us, here with the type checks of pytest some 100
-
-
 def test_the_network_is_left_without_hooks_even_by_an_error() -> None:
     model = net()
     monitor = Monitor(model, CPU, num_classes=2)
