@@ -9,6 +9,7 @@ results.json, bucket/ (links) and a run folder per row and seed. Started again, 
 """
 
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -146,7 +147,13 @@ def _machine(use_gpu: bool) -> dict[str, Any]:
 
     from benchmarks.parts.report import describe_machine
 
-    return describe_machine() | {"gpu": torch.cuda.get_device_name() if use_gpu else "none"}
+    if not use_gpu:
+        return describe_machine() | {"gpu": "none"}
+    if torch.cuda.is_available():
+        return describe_machine() | {"gpu": torch.cuda.get_device_name()}
+    if "RAY_ADDRESS" in os.environ:
+        return describe_machine() | {"gpu": "of the Ray cluster"}
+    raise ConfigError("use_gpu: there is no GPU here that PyTorch can use")
 
 
 def measure(args: ResultsArgs, abid_dir: Path, out: Path) -> None:
