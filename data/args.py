@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from bintally.config import ModelConfig, Recipe
+from bintally.config import Recipe
 from bintally.errors import ConfigError
 from bintally.source_config import DataConfig, Resize, SplitBy
 
@@ -145,7 +145,7 @@ class ModelArgs:
         weights = self.weights or inherited
         if weights and Path(weights).is_file():
             weights = str(Path(weights).resolve())  # workers run in another folder
-        return replace(recipe, model=ModelConfig(backbone=backbone, weights=weights))
+        return replace(recipe, model=replace(recipe.model, backbone=backbone, weights=weights))
 
 
 def new_run_dir(run_dir: Path | None, verb: str) -> Path:

@@ -376,3 +376,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_model_flags_override_the_recipe(args: ModelArgs, backbone: str, weights: str | None) -> None:
     recipe = replace(smoke(), model=ModelConfig(backbone="resnet34", weights="IMAGENET1K_V1"))
     assert args.apply(recipe).model == ModelConfig(backbone=backbone, weights=weights)
+
+
+def test_model_flags_leave_the_head_of_the_recipe() -> None:
+    recipe = replace(smoke(), model=ModelConfig(backbone="resnet18", head="corn"))
+    assert ModelArgs().apply(recipe) == recipe
+    assert ModelArgs(backbone="resnet34").apply(recipe).model == ModelConfig(backbone="resnet34", head="corn")
