@@ -63,6 +63,7 @@ def check_search(run_dir: Path) -> None:
     assert checkpoint.metrics["val_nll"] == results["best"]["val_nll"]
     assert (run_dir / "curves.png").stat().st_size > 5_000
     assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == [
+        "README.md",
         "config.json",
         "metrics.json",
         "model.safetensors",
@@ -111,6 +112,17 @@ def test_fit_the_recipe_that_was_found(found: Path) -> None:
     run(found, "train/fit.py", "--recipe-file", "found/best.json", "--run-dir", "fitted", *TOLERANT, "--num-cpus", 2)
     assert load_checkpoint(found / "fitted" / "checkpoint").recipe == read_recipe(found / "found" / "best.json")
     assert len((found / "fitted" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert {path.name for path in (found / "fitted").iterdir()} == {
+        "checkpoint",
+        "curves.png",
+        "drops.json",
+        "environment.json",
+        "health.json",
+        "metrics.jsonl",
+        "profile.html",
+        "recipe.json",
+        "train",
+    }
 
 
 def test_fit_streams_on_two_workers(synthetic_bucket: Path, tmp_path: Path) -> None:
