@@ -147,7 +147,7 @@ def test_a_training_stops_when_it_gets_no_better(recipe: Recipe, fit: MakeFit) -
     assert result.metrics["epoch"] < 30
 
 
-def test_bf16_compiled_staged_with_class_weights_and_small_photos_first_trains(recipe: Recipe, fit: MakeFit) -> None:
+def test_two_workers_train_in_bf16_by_stages_with_class_weights_and_small_first(recipe: Recipe, fit: MakeFit) -> None:
     recipe = replace(
         recipe,
         compute=ComputeConfig(precision="bf16"),
@@ -155,6 +155,6 @@ def test_bf16_compiled_staged_with_class_weights_and_small_photos_first_trains(r
         loss=replace(recipe.loss, class_weights=True),
         small_first=((1, 16),),
     )
-    result = fit(recipe, "all")
+    result = fit(recipe, "all", num_workers=2)
     assert figures(result)["epoch"] == 2
     assert 0 < figures(result)["val_nll"] < 5
