@@ -127,10 +127,13 @@ def test_a_training_killed_in_mid_epoch_ends_with_the_same_numbers(
 
 
 def test_two_workers_and_micro_batches_give_the_same_curve(recipe: Recipe, fit: MakeFit) -> None:
+    # By SGD: Adam makes as much of a gradient of rounding errors as of a real one; after 60 steps its losses differ by
+    # up to 0.2 %.
+    recipe = replace(recipe, optim=replace(recipe.optim, optimizer="sgd", lr=0.02))
     alone = figures(fit(recipe, "alone"))
     shared = figures(fit(replace(recipe, compute=ComputeConfig(micro_batch_size=3)), "shared", num_workers=2))
-    # Sums of floats in another order, for 80 steps: measured 2e-5.
-    assert shared == pytest.approx(alone, rel=1e-3, abs=1e-3)
+    for name in ("epoch", "train_loss", "val_nll"):
+        assert shared[name] == pytest.approx(alone[name], rel=1e-4)
 
 
 def test_a_training_that_diverges_names_the_photos(recipe: Recipe, fit: MakeFit, tmp_path: Path) -> None:

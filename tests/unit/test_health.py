@@ -1,6 +1,7 @@
 """Each rule sees a fault in a training that really has it, and none in a healthy one."""
 
 import json
+import mmap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -308,7 +309,8 @@ def test_tensors_that_are_kept_make_memory_grow() -> None:
     kept: list[Tensor] = []
 
     def keep(_: int) -> None:
-        kept.append(torch.ones(2**18))  # 1 MiB
+        pages = mmap.mmap(-1, 2**20, flags=mmap.MAP_PRIVATE)  # an allocator might have as much left from other tests
+        kept.append(torch.frombuffer(pages, dtype=torch.float32).fill_(1.0))
         time.sleep(0.002)
 
     config = replace(CONFIG, memory_increase=0.001)  # of 24 GB these are 24 MB
