@@ -29,7 +29,7 @@ check: lint  ## what must pass before a commit, besides make test
 test: setup  ## all tests
 	$(BIN)/python -m pytest
 
-smoke: setup  ## unit tests alone, in about a minute
+smoke: setup  ## unit tests alone, in some minutes
 	$(BIN)/python -m pytest tests/unit
 
 demo: setup  ## the main job once: synthetic bucket -> search -> test score -> served counts, in runs/demo

@@ -1,6 +1,6 @@
 """A training step of this project beside a bare PyTorch loop with the same model, in one process.
 
-python benchmarks/train_step.py                # two minutes on two cores
+python benchmarks/train_step.py                # four minutes on two cores
 python benchmarks/train_step.py --quick
 python benchmarks/train_step.py --device cuda --backbone resnet50 --image-size 224 --batch-size 128 --json step.json
 """
@@ -32,9 +32,9 @@ class StepArgs:
     """Pixels."""
     batch_size: int = 32
     """Photos per step."""
-    num_steps: int = 100
+    num_steps: int = 50
     """Steps per round; every 50th is one in which the monitor samples."""
-    num_rounds: int = 7
+    num_rounds: int = 4
     """Rounds of each row."""
     device: str = "cpu"
     """cpu or cuda."""

@@ -99,7 +99,7 @@ def _bare_loop(recipe: Recipe, batch: ArrayBatch, device: torch.device) -> Loop:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-        float(loss)  # waits for the GPU
+        loss.item()  # waits for the GPU
 
     return take
 
@@ -116,7 +116,7 @@ def _own_loop(recipe: Recipe, batch: ArrayBatch, device: torch.device, *, monito
             batches = on_device(repeat(batch, num_steps), device, monitor)
             for number, one in enumerate(monitor.steps(batches)):
                 loss, _ = stepper.step(one, number)
-            float(loss)
+            loss.item()
 
     return take
 
