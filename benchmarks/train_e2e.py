@@ -36,7 +36,7 @@ class EpochArgs:
     """Photos per step."""
     num_images: int = 2000
     """Bins in the drawn bucket, of which some 850 train."""
-    num_epochs: int = 4
+    num_epochs: int = 3
     """Epochs of each row."""
     quick: bool = False
     """Few photos: shows that it runs, not how fast."""
