@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bintally.cli import readable_errors
+from bintally.errors import ConfigError
 
 METHOD: Final = (
     "Images per second of optimiser steps on batches that lie in memory; rounds of all rows take turns, the"
@@ -50,8 +51,12 @@ def measure(args: StepArgs) -> dict[str, dict[str, float]]:
     """Images per second of each row, and its ratio to the bare loop."""
     from statistics import median
 
+    import torch
+
     from benchmarks.parts.steps import make_loops
 
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda needs an NVIDIA GPU with its driver; there is none here")
     num_steps, num_rounds = (10, 2) if args.quick else (args.num_steps, args.num_rounds)
     loops = make_loops(
         backbone=args.backbone,

@@ -40,14 +40,15 @@ def draw_all(findings: Findings, bins: Bins, run_dir: Path) -> dict[str, Path]:
         "neighbours": lambda axes: draw_neighbours(axes, findings),
         "splits": lambda axes: draw_splits(axes, findings),
     }
-    return {name: _draw(draw, run_dir / f"{name}.png") for name, draw in figures.items()}
+    return {name: save_figure(draw, run_dir / f"{name}.png", _SIZE) for name, draw in figures.items()}
 
 
-def _draw(draw: Callable[[Axes], None], path: Path) -> Path:
+def save_figure(draw: Callable[[Axes], None], path: Path, size: tuple[float, float]) -> Path:
+    """Draw one figure in the style of the pages, of a size in inches; its path."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)

@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from data.report_plots import ACCENT, INK, MUTED, SPLIT_COLORS, WARN
+from data.report_plots import ACCENT, MUTED, SPLIT_COLORS, WARN, save_figure
 from train.health_record import EpochHealth
 from train.phase_clock import BINS_PER_DECADE, PHASES
 
@@ -21,14 +20,6 @@ PHASE_COLORS: Final = dict(
     )
 )
 _SIZE: Final = (6.4, 3.4)  # inches
-_STYLE: Final[dict[Any, Any]] = {
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def draw_profile(history: Sequence[EpochHealth], folder: Path) -> dict[str, Path]:
@@ -38,19 +29,7 @@ def draw_profile(history: Sequence[EpochHealth], folder: Path) -> dict[str, Path
         "steps": lambda axes: draw_steps(axes, history),
         "usage": lambda axes: draw_usage(axes, history),
     }
-    return {name: _draw(draw, folder / f"{name}.png") for name, draw in figures.items()}
-
-
-def _draw(draw: Callable[[Axes], None], path: Path) -> Path:
-    import matplotlib as mpl
-
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        figure.savefig(path, dpi=160)
-    return path
+    return {name: save_figure(draw, folder / f"{name}.png", _SIZE) for name, draw in figures.items()}
 
 
 def draw_phases(axes: Axes, history: Sequence[EpochHealth]) -> None:

@@ -5,6 +5,7 @@ them, so that a run goes on with the same numbers as if it had never stopped.
 """
 
 import json
+import shutil
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from bintally.checkpoint import METRICS_FILE, save_checkpoint
 from bintally.config import Recipe
+from bintally.errors import CheckpointError
 from bintally.model import Counter
 from train.ema import WeightAverage
 from train.optim import Schedule
@@ -83,9 +85,21 @@ def report(metrics: dict[str, Any], fit: Fit, progress: Progress) -> None:
         ray.train.report(metrics)
         return
     folder = Path(tempfile.mkdtemp(prefix="bintally-checkpoint-"))  # Train deletes it when it is stored
-    with fit.averaged():
-        figures = {name: value for name, value in metrics.items() if name not in FOR_THE_DRIVER}
-        save_checkpoint(folder, fit.model, fit.recipe, figures)
+    figures = {name: value for name, value in metrics.items() if name not in FOR_THE_DRIVER}
+    write_state(folder, figures, fit, progress)
+    ray.train.report(
+        metrics,
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+    )
+
+
+def write_state(folder: Path, figures: dict[str, Any], fit: Fit, progress: Progress) -> None:
+    """Write a checkpoint with what a restart needs into a folder, which is gone if that fails.
+
+    Raises:
+        CheckpointError: it could not be written, as when the disk is full.
+    """
     state = {
         "optimizer": fit.optimizer.state_dict(),
         "schedule": fit.schedule.state_dict(),
@@ -93,12 +107,13 @@ def report(metrics: dict[str, Any], fit: Fit, progress: Progress) -> None:
         "weights": fit.model.state_dict(),
         "average": fit.average.state_dict() if fit.average else None,
     }
-    torch.save(state, folder / RESUME_FILE)
-    ray.train.report(
-        metrics,
-        checkpoint=Checkpoint.from_directory(folder),
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-    )
+    try:
+        with fit.averaged():
+            save_checkpoint(folder, fit.model, fit.recipe, figures)
+        torch.save(state, folder / RESUME_FILE)
+    except (OSError, RuntimeError, CheckpointError) as error:  # RuntimeError: torch's own for a file that cannot grow
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CheckpointError(f"checkpoint {folder} could not be written: {error}") from error
 
 
 def report_partial(fit: Fit, progress: Progress) -> None:
