@@ -32,8 +32,8 @@ class Prediction:
 
     @property
     def rounded_mean(self) -> Int64[np.ndarray, " batch"]:
-        """The count nearest to the mean: the least root mean square error of all whole numbers."""
-        nearest: np.ndarray = np.rint(self.expected).astype(np.int64)
+        """The count nearest to the mean, the higher of two: the least root mean square error of whole numbers."""
+        nearest: np.ndarray = np.floor(self.expected + 0.5).astype(np.int64)
         return nearest
 
     @property

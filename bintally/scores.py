@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from bintally.prediction import Prediction
+
 MIN_PROBABILITY: Final = 1e-12  # 27.6 nats; one sure mistake must not make the mean infinite
 NUM_BINS: Final = 15  # of confidence, as in Guo et al. 2017
 
@@ -19,21 +21,17 @@ Counts = Int[np.ndarray, " images"]
 
 def decode_argmax(probabilities: Probabilities) -> Counts:
     """The most probable count: best for accuracy."""
-    counted: np.ndarray = probabilities.argmax(axis=1)
-    return counted
+    return Prediction(probabilities).counted
 
 
 def decode_mean(probabilities: Probabilities) -> Counts:
     """The mean of the distribution, rounded half up: best for RMSE among whole numbers."""
-    means: np.ndarray = probabilities @ np.arange(probabilities.shape[1])
-    return np.floor(means + 0.5).astype(np.int64)
+    return Prediction(probabilities).rounded_mean
 
 
 def decode_median(probabilities: Probabilities) -> Counts:
     """The least count with at least half of the probability up to it: best for MAE."""
-    reached: np.ndarray = probabilities.cumsum(axis=1) >= probabilities.sum(axis=1, keepdims=True) / 2
-    counted: np.ndarray = reached.argmax(axis=1)
-    return counted
+    return Prediction(probabilities).median
 
 
 DECODERS: Final[dict[str, Callable[[Probabilities], Counts]]] = {

@@ -1,7 +1,7 @@
 """Is a training healthy? What SageMaker Debugger and Profiler watched, as pure rules on each worker's epochs.
 
 findings = check(history, HealthConfig())
-print(format_findings(findings))
+write_findings(findings, path)
 """
 
 import json
@@ -30,25 +30,6 @@ def check(history: Sequence[EpochHealth], config: HealthConfig) -> list[Finding]
         return []
     found = [finding for rule in RULES if (finding := rule(history, config)) is not None]
     return sorted(found, key=lambda finding: (finding.severity != "stop", finding.epoch))
-
-
-def worst(findings: Sequence[Finding]) -> Finding | None:
-    """The first finding that is a reason to stop; else the first one; None without any."""
-    grave = [finding for finding in findings if finding.severity == "stop"]
-    return next(iter([*grave, *findings]), None)
-
-
-def format_findings(findings: Sequence[Finding]) -> str:
-    """A table for the terminal: two lines per finding."""
-    if not findings:
-        return f"health: none of {len(RULES)} rules fired"
-    width = max(len(finding.rule) for finding in findings)
-    lines = [
-        f"{finding.severity:<4}  {finding.rule:<{width}}  since {finding.since}: {finding.saw}\n"
-        f"{'':<{width + 6}}  -> {finding.advice}"
-        for finding in findings
-    ]
-    return "\n".join(lines)
 
 
 def write_findings(findings: Sequence[Finding], path: Path) -> None:
