@@ -54,6 +54,12 @@ ROWS: Final = (
         cpu=("data.image_size=96", "max_epochs=2"),
         pretrained="resnet50",
     ),
+    Row(  # where nothing can be downloaded: the same recipe on a backbone that nobody trained
+        name="report_resnet50_random",
+        recipe="report_resnet50",
+        settings=("model.weights=null",),
+        cpu=("data.image_size=64", "max_epochs=4"),
+    ),
     Row(
         name="baseline_resnet34",
         recipe="baseline_resnet34",

@@ -118,7 +118,7 @@ def test_rows_are_chosen_by_name_or_by_machine() -> None:
     def names(*asked: str, use_gpu: bool = False, quick: bool = False) -> list[str]:
         return [row.name for row in choose_rows(asked, use_gpu=use_gpu, quick=quick)]
 
-    assert names() == ["report_resnet50", "baseline_resnet34", "small_cnn", "small"]
+    assert names() == ["report_resnet50", "report_resnet50_random", "baseline_resnet34", "small_cnn", "small"]
     assert names(use_gpu=True) == [row.name for row in ROWS]
     assert names(quick=True) == ["small_cnn"]
     assert names("small", "baseline_resnet34") == ["baseline_resnet34", "small"]
