@@ -13,7 +13,7 @@ from typing import Final, cast
 import numpy as np
 import pyarrow as pa
 import ray.data
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from ray.data import Dataset
 from ray.exceptions import RayError
 
@@ -126,11 +126,6 @@ def shrink(grey: Float[np.ndarray, "side side"], side: int) -> Float[np.ndarray,
     """Means of equal square blocks."""
     block = len(grey) // side
     return grey.reshape(side, block, side, block).mean(axis=(1, 3))  # type: ignore[no-any-return]  # numpy's Any
-
-
-def thumb_pixels(thumb: bytes) -> UInt8[np.ndarray, "16 16"]:
-    """The pixels of BinFacts.thumb."""
-    return np.frombuffer(thumb, np.uint8).reshape(THUMB_SIDE, THUMB_SIDE)
 
 
 def collect_facts(ids: Sequence[str], data: DataConfig, on_progress: Callable[[int], None]) -> pa.Table:

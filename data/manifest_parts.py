@@ -5,9 +5,6 @@
 <target>.parts/lock           held while a command writes here
 """
 
-import fcntl
-import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +18,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from bintally.errors import ConfigError
+from data.held_folder import check_begun, clear_leftovers, held, note_begun, replacing
 
 SCHEMA: Final = pa.schema(
     {
@@ -61,7 +59,7 @@ class Parts:
         """
         folder = target.with_name(f"{target.name}.parts")
         parts = cls(target, folder)
-        with _lock(folder):
+        with held(folder, flag="out"):
             try:
                 parts._begin(of)
                 yield parts
@@ -77,7 +75,7 @@ class Parts:
         """Write one more part file, under its name only when it is whole."""
         numbers = [int(path.stem) for path in self._paths()]
         path = self.folder / f"{max(numbers, default=-1) + 1:06d}.parquet"
-        with _replacing(path) as partial:
+        with replacing(path, flag="out") as partial:
             pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), partial)
 
     def merge(self, ids: Sequence[str], failed: dict[str, str]) -> dict[str, int]:
@@ -89,7 +87,10 @@ class Parts:
         reasons: Counter[str] = Counter()
         paths = self._paths()
         parts = pads.dataset(paths, format="parquet") if paths else pads.dataset(SCHEMA.empty_table())
-        with _replacing(self.target) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        with (
+            replacing(self.target, flag="out") as partial,
+            pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
+        ):
             for start in range(0, len(ids), MERGE_ROWS):
                 block = ids[start : start + MERGE_ROWS]
                 inside = (pads.field("id") >= block[0]) & (pads.field("id") <= block[-1])  # skips other parts unread
@@ -109,15 +110,13 @@ class Parts:
         shutil.rmtree(trash)
 
     def _begin(self, of: dict[str, Any]) -> None:
-        for leftover in self.folder.glob("*.tmp"):
-            leftover.unlink()
-        path = self.folder / "begun.json"
+        clear_leftovers(self.folder)
         if self._paths():
-            _check_same(json.loads(path.read_text()), of, self.folder)
+            check_begun(self.folder, of, flag="out")
         elif self.target.exists():
             raise ConfigError(f"out {self.target} exists already: delete it, or choose another name")
         else:
-            path.write_text(json.dumps(of, indent=2) + "\n")
+            note_begun(self.folder, of)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
@@ -125,40 +124,3 @@ class Parts:
 
 def _failed_row(bin_id: str, detail: str) -> Row:
     return {"id": bin_id, "reason": "fetch_failed", "detail": detail}
-
-
-def _check_same(begun: dict[str, Any], of: dict[str, Any], folder: Path) -> None:
-    changed = [f"{name} {begun.get(name)!r}, not {value!r}" for name, value in of.items() if begun.get(name) != value]
-    if changed:
-        raise ConfigError(f"{folder} was begun with {'; '.join(changed)}: delete it, or choose another out")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file that takes the place of another as soon as it is whole and on the disk."""
-    partial = path.with_name(f"{path.name}.tmp")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"out cannot be written: {error}") from None
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder alone. The lock goes with the process, however that ends, and with the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"out cannot be written: {error}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{folder} is being written by another command: {error}") from None
-        if os.fstat(file.fileno()).st_nlink == 0:
-            raise ConfigError(f"{folder} was being written by another command, which just finished")
-        yield

@@ -5,9 +5,6 @@
 <folder>/lock                held while a command writes here
 """
 
-import fcntl
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bintally.batch import COUNT, HEIGHT, ID, WIDTH
-from bintally.errors import ConfigError
+from data.held_folder import check_begun, clear_leftovers, held, note_begun, replacing
 
 PROBABILITIES: Final = "probabilities"
 FLIPPED: Final = "flipped"
@@ -59,7 +56,7 @@ class PredictionParts:
             ConfigError: somebody writes there, it is of something else, or nothing can be written.
         """
         parts = cls(folder)
-        with _lock(folder):
+        with held(folder, flag="run_dir"):
             parts._begin(of)
             yield parts
 
@@ -76,48 +73,15 @@ class PredictionParts:
         """
         numbers = [int(path.stem.removeprefix("part-")) for path in self._paths()]
         path = self.folder / f"part-{max(numbers, default=-1) + 1:05d}.parquet"
-        partial = path.with_suffix(".tmp")
-        try:
+        with replacing(path, flag="run_dir") as partial:
             pq.write_table(rows, partial, compression="zstd")
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ConfigError(f"predictions cannot be written: {error}") from None
 
     def _begin(self, of: dict[str, Any]) -> None:
-        for leftover in self.folder.glob("*.tmp"):
-            leftover.unlink()
-        path = self.folder / "begun.json"
+        clear_leftovers(self.folder)
         if self._paths():
-            _check_same(json.loads(path.read_text()), of, self.folder)
+            check_begun(self.folder, of, flag="run_dir")
         else:
-            path.write_text(json.dumps(of, indent=2) + "\n")
+            note_begun(self.folder, of)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
-
-
-def _check_same(begun: dict[str, Any], of: dict[str, Any], folder: Path) -> None:
-    changed = [f"{name} {begun.get(name)!r}, not {value!r}" for name, value in of.items() if begun.get(name) != value]
-    if changed:
-        raise ConfigError(
-            f"{folder} was begun with {'; '.join(changed)}: choose another run_dir, or delete that folder"
-        )
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder alone. The lock goes with the process, however that ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"run_dir cannot be written: {error}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"run_dir: {folder} is being written by another command: {error}") from None
-        yield
