@@ -28,10 +28,9 @@ from safetensors import SafetensorError
 from bintally.calibration import Calibration
 from bintally.config import Recipe, recipe_from_dict
 from bintally.errors import CheckpointError, ConfigError
-from bintally.model import Counter, build_model
+from bintally.model import WEIGHTS_FILE, Counter, build_model
 
 FORMAT: Final = 2  # 1 was trained on another split of the ids than recipes mean now
-WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "config.json"
 METRICS_FILE: Final = "metrics.json"
 CALIBRATION_FILE: Final = "calibration.json"

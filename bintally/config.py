@@ -28,7 +28,8 @@ class ModelConfig:
     backbone: str
     """`small_cnn`, or a classification model of torchvision, as `resnet34`."""
     weights: str | None = None
-    """None trains from scratch; a name of the backbone's torchvision enum (`IMAGENET1K_V1`) or a local file."""
+    """None trains from scratch; else a name of the backbone's torchvision enum (`IMAGENET1K_V1`), a local file, or a
+    checkpoint folder of the same backbone."""
     head: Head = "softmax"
     """What the outputs mean: softmax (a logit per count), corn and cumulative_link (ordinal: logits of "more than k"),
     or regression (a location with a fitted spread)."""

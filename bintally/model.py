@@ -23,6 +23,8 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 SMALL_CNN: Final = "small_cnn"
+WEIGHTS_FILE: Final = "model.safetensors"  # of a checkpoint folder
+_OF_A_COUNTER: Final = {"mean", "std"}  # beside the weights of the backbone
 _POSITIONS: Final = "encoder.pos_embedding"
 UNSUPPORTED: Final = {"googlenet", "inception_v3"}  # in training they return auxiliary logits beside the logits
 
@@ -114,10 +116,10 @@ def build_model(
     """
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.weights else (ABID_MEAN, ABID_STD)
     head = CountHead(kind=config.head, num_classes=num_classes)
-    backbone = _build_backbone(config.backbone, head.num_scores, image_size)
+    counter = Counter(_build_backbone(config.backbone, head.num_scores, image_size), head, mean=mean, std=std)
     if config.weights and load_weights:
-        _load_pretrained(backbone, config.backbone, config.weights)
-    return Counter(backbone, head, mean=mean, std=std).to(memory_format=torch.channels_last)
+        _load_pretrained(counter, config.backbone, config.weights)
+    return counter.to(memory_format=torch.channels_last)
 
 
 def _build_backbone(name: str, num_scores: int, image_size: int | None) -> nn.Module:
@@ -146,10 +148,16 @@ def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
     return {}
 
 
-def _load_pretrained(backbone: nn.Module, name: str, weights: str) -> None:
-    """Copy pretrained weights into all layers but the head, whose shape depends on the number of classes."""
-    own = backbone.state_dict()
+def _load_pretrained(counter: Counter, name: str, weights: str) -> None:
+    """Copy pretrained weights into all layers but a head of another shape; of a counter, how it normalises, too."""
     pretrained = _read_weights(name, weights)
+    if pretrained.keys() >= _OF_A_COUNTER:
+        counter.mean.copy_(pretrained["mean"])
+        counter.std.copy_(pretrained["std"])
+        prefix = "backbone."
+        pretrained = {key.removeprefix(prefix): value for key, value in pretrained.items() if key.startswith(prefix)}
+    backbone = counter.backbone
+    own = backbone.state_dict()
     if _POSITIONS in own and _POSITIONS in pretrained:
         pretrained = _resize_positions(backbone, pretrained, weights)
     unfit = {key for key, value in own.items() if key not in pretrained or pretrained[key].shape != value.shape}
@@ -175,11 +183,11 @@ def _resize_positions(backbone: nn.Module, pretrained: dict[str, Tensor], weight
 
 
 def _read_weights(backbone: str, weights: str) -> dict[str, Tensor]:
-    path = Path(weights)
+    path = Path(weights) / WEIGHTS_FILE if Path(weights).is_dir() else Path(weights)
     if path.is_file():
         return _read_weights_file(path)
     if backbone == SMALL_CNN:
-        raise WeightsError(f"no weights file at {weights!r}; {SMALL_CNN} has no published weights")
+        raise WeightsError(f"there are no weights at {weights!r}; {SMALL_CNN} has no published weights")
     import torchvision
 
     enum = torchvision.models.get_model_weights(backbone)

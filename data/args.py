@@ -136,14 +136,15 @@ class ModelArgs:
     backbone: str | None = None
     """`small_cnn`, or a classification model of torchvision, as `resnet34`. Default: the recipe's."""
     weights: str | None = None
-    """A name of the backbone's torchvision enum, as IMAGENET1K_V1, or a local file. Default: the recipe's."""
+    """A name of the backbone's torchvision enum, as IMAGENET1K_V1, a local file, or a checkpoint folder of the same
+    backbone. Default: the recipe's."""
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with these flags; another backbone begins from scratch unless weights are given."""
         backbone = self.backbone or recipe.model.backbone
         inherited = recipe.model.weights if backbone == recipe.model.backbone else None
         weights = self.weights or inherited
-        if weights and Path(weights).is_file():
+        if weights and Path(weights).exists():
             weights = str(Path(weights).resolve())  # workers run in another folder
         return replace(recipe, model=replace(recipe.model, backbone=backbone, weights=weights))
 

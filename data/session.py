@@ -20,7 +20,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from bintally.errors import BinTallyError
+from bintally.errors import BinTallyError, RunError
 
 _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they drown every log
@@ -69,6 +69,17 @@ def _local_cluster(num_cpus: int | None) -> Iterator[None]:
     port = _free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     try:
+        _start_local(num_cpus, port, temp_dir)
+        _hide_token()
+        yield
+    finally:
+        ray.shutdown()
+        del os.environ["RAY_GCS_SERVER_PORT"]
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _start_local(num_cpus: int | None, port: int, temp_dir: Path) -> None:
+    try:
         ray.init(
             "local",
             num_cpus=num_cpus,
@@ -81,12 +92,10 @@ def _local_cluster(num_cpus: int | None) -> Iterator[None]:
             _temp_dir=str(temp_dir),
             runtime_env={"env_vars": {"RAY_ADDRESS": f"{_LOOPBACK}:{port}", **_SETTINGS}},
         )
-        _hide_token()
-        yield
-    finally:
-        ray.shutdown()
-        del os.environ["RAY_GCS_SERVER_PORT"]
-        shutil.rmtree(temp_dir, ignore_errors=True)
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray has no class for it
+            raise
+        raise RunError("Ray did not start within 30 s; is the machine busy with something else? Try again") from error
 
 
 def _short_temp_dir() -> str:

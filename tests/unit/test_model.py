@@ -17,10 +17,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bintally.checkpoint import save_checkpoint
 from bintally.config import Head, LossConfig, ModelConfig
 from bintally.errors import ConfigError, WeightsError
 from bintally.loss import row_losses
 from bintally.model import ABID_MEAN, IMAGENET_MEAN, UNSUPPORTED, Counter, build_model
+from bintally.recipes import smoke
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +206,31 @@ def test_pretrained_weights_bring_the_normalisation_of_imagenet(tmp_path: Path) 
     save_weights(tmp_path / "weights.pth")
     model = build(weights=tmp_path / "weights.pth")
     assert model.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
+
+
+def test_a_checkpoint_folder_gives_its_weights_and_its_normalisation(tmp_path: Path) -> None:
+    source = save_weights(tmp_path / "weights.pth")
+    theirs = build(weights=tmp_path / "weights.pth")  # normalises as ImageNet does
+    save_checkpoint(tmp_path / "checkpoint", theirs, smoke(), {})
+    ours = build(weights=tmp_path / "checkpoint")
+    assert all(torch.equal(value, source[key]) for key, value in ours.backbone.state_dict().items())
+    assert torch.equal(ours.mean, theirs.mean)
+    assert torch.equal(ours.std, theirs.std)
+    scratch = build()
+    assert scratch.mean.flatten().tolist() == pytest.approx(ABID_MEAN)
+    save_checkpoint(tmp_path / "checkpoint", scratch, smoke(), {})
+    assert torch.equal(build(weights=tmp_path / "checkpoint").mean, scratch.mean)
+
+
+def test_a_checkpoint_folder_of_another_backbone_does_not_fit(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint", build(), smoke(), {})
+    with pytest.raises(WeightsError, match=r"do not fit model\.backbone 'resnet18'"):
+        build("resnet18", tmp_path / "checkpoint")
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="there are no weights at"):
+        build(weights=tmp_path)
 
 
 def test_positions_of_a_transformer_are_resized_to_the_photos(tmp_path: Path) -> None:
