@@ -5,7 +5,8 @@
     python benchmarks/results.py --abid /path/to/abid --rows small_cnn_corn small_cnn --seeds 0 1
 
 The folder holds ABID's pairs, further photos and the official lists. Leaves in the output folder: results.md,
-results.json, bucket/ (links) and a run folder per row and seed. Started again, it does only what is missing.
+results.json, bucket/ (links), pretraining/ (drawn bins and a training on them) and a run folder per row and seed.
+Started again, it does only what is missing.
 """
 
 import json
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SHARED: Final = Path(__file__).resolve().parents[2] / "shared/abid"
 QUICK_IMAGES: Final = 400
+PRETRAINING: Final = "pretraining"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,13 @@ class ResultsArgs:
         """Where the photos lie; None if that is not known."""
         return self.abid or (SHARED if SHARED.is_dir() else None)
 
+    def _weights_of(self, row: "Row", out: Path) -> Path | None:
+        from benchmarks.parts.pretraining import checkpoint_dir
+
+        if row.after_synthetic:
+            return checkpoint_dir(out / PRETRAINING)
+        return self.weights.resolve() if row.pretrained and self.weights else None
+
     def plans(self, bucket: "LinkedBucket", out: Path) -> "dict[Row, list[RunPlan]]":
         """The runs of each row, none for a row that is skipped.
 
@@ -78,7 +87,7 @@ class ResultsArgs:
                     bucket=bucket,
                     settings=row.settings_on(use_gpu=self.use_gpu, quick=self.quick),
                     use_gpu=self.use_gpu,
-                    weights=self.weights.resolve() if self.weights else None,
+                    weights=self._weights_of(row, out),
                     max_images=QUICK_IMAGES if self.quick else None,
                 )
                 for seed in ([] if row.why_skipped(self.weights) else seeds)
@@ -90,11 +99,14 @@ class ResultsArgs:
 def run_all(args: ResultsArgs, abid_dir: Path, out: Path) -> dict[str, Any]:
     """All runs that are not done yet; what results.json holds."""
     from benchmarks.parts.abid_folder import class_mix, link_bucket
+    from benchmarks.parts.pretraining import pretrain
     from data.progress import say
     from train.published import compare_published
 
     bucket = link_bucket(abid_dir, out / "bucket")
     plans = args.plans(bucket, out)
+    if any(row.after_synthetic for row in plans):
+        pretrain(out / PRETRAINING, quick=args.quick, use_gpu=args.use_gpu)
     data = bucket.data(QUICK_IMAGES if args.quick else None)
     mix, machine = class_mix(data), _machine(args.use_gpu)
     say(f"{sum(map(len, plans.values()))} runs in {out}")

@@ -24,6 +24,8 @@ class Row:
     """Also on a GPU."""
     pretrained: str | None = None
     """The backbone whose weights it cannot do without."""
+    after_synthetic: bool = False
+    """Whether it begins with the weights of a training on drawn bins; see benchmarks/parts/pretraining.py."""
     on_cpu: bool = True
     """Whether it is run by default on a CPU."""
 
@@ -42,7 +44,7 @@ class Row:
 
 _GENTLE: Final = ("augment.contrast=0.2", "augment.colour=0.05", "augment.blur=0.1", "augment.shrink=0.15")
 _SMALL_CNN: Final = ("data.resize=letterbox", "optim.ema_decay=0.998", *_GENTLE)
-_SMALL_CNN_CPU: Final = ("data.image_size=96", "max_epochs=30")
+_SMALL_CNN_CPU: Final = ("data.image_size=96", "max_epochs=20")
 _SMALL_CNN_GPU: Final = ("data.image_size=128", "max_epochs=60")
 _SMALL_CPU: Final = ("data.image_size=64", "max_epochs=5")
 
@@ -66,6 +68,14 @@ ROWS: Final = (
         cpu=("data.image_size=64", "max_epochs=4", "optim.step_epochs=1"),  # steps at the same shares of the training
     ),
     Row(name="small_cnn", recipe="demo", settings=_SMALL_CNN, cpu=_SMALL_CNN_CPU, gpu=_SMALL_CNN_GPU),
+    Row(
+        name="small_cnn_after_synthetic",
+        recipe="demo",
+        settings=(*_SMALL_CNN, "optim.lr=1e-3"),  # gently, as one goes on with weights
+        cpu=_SMALL_CNN_CPU,
+        gpu=_SMALL_CNN_GPU,
+        after_synthetic=True,
+    ),
     Row(
         name="small_cnn_corn",
         recipe="demo",

@@ -33,6 +33,7 @@ class RunPlan:
     settings: tuple[str, ...]
     use_gpu: bool
     weights: Path | None
+    """A file or a checkpoint folder to begin with."""
     max_images: int | None
 
     @property
@@ -47,7 +48,7 @@ class RunPlan:
             "settings": list(self.settings),
             "seed": self.seed,
             "device": "gpu" if self.use_gpu else "cpu",
-            "weights": str(self.weights) if self.row.pretrained else None,
+            "weights": str(self.weights) if self.weights else None,
             "max_images": self.max_images,
         }
 
@@ -57,7 +58,7 @@ class RunPlan:
         flags = ["--recipe", self.row.recipe, "--seed", str(self.seed), "--run-dir", str(self.run_dir)]
         flags += ["--source", data.source, "--labels", str(data.labels), "--split-by", data.split_by]
         flags += ["--max-images", str(data.max_images)] if data.max_images else []
-        flags += ["--weights", str(self.weights)] if self.row.pretrained else []
+        flags += ["--weights", str(self.weights)] if self.weights else []
         flags += ["--use-gpu"] if self.use_gpu else []
         flags += ["--set", *self.settings] if self.settings else []
         return [sys.executable, str(ROOT / "train/fit.py"), *flags]
@@ -122,20 +123,28 @@ def read_figures(plan: RunPlan, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def run_logged(command: list[str], log_path: Path) -> None:
+    """Run a command with its output in a log.
+
+    Raises:
+        RunError: it failed; the message has the end of the log.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("a") as log:
+        code = _wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT))
+    if code:
+        tail = log_path.read_text(errors="replace")[-LOG_TAIL:].strip()
+        raise RunError(f"{Path(command[1]).name} ended with code {code}; the end of {log_path}:\n{tail}")
+
+
 def _timed(plan: RunPlan, record: dict[str, Any], verb: str, command: list[str]) -> None:
-    """Run a command with its output in a log; its seconds add to those of attempts before."""
-    plan.run_dir.mkdir(parents=True, exist_ok=True)
-    log_path = plan.run_dir / f"{verb}.log"
+    """Run a command; its seconds add to those of attempts before."""
     started = time.monotonic()
     try:
-        with log_path.open("a") as log:
-            code = _wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT))
+        run_logged(command, plan.run_dir / f"{verb}.log")
     finally:
         record[f"{verb}_s"] = round(record[f"{verb}_s"] + time.monotonic() - started, 1)
         _write_record(plan, record)
-    if code:
-        tail = log_path.read_text(errors="replace")[-LOG_TAIL:].strip()
-        raise RunError(f"{verb} of {plan.run_dir.name} ended with code {code}; the end of {log_path}:\n{tail}")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

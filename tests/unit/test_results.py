@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from benchmarks.parts.abid_folder import class_mix, link_bucket
+from benchmarks.parts.pretraining import checkpoint_dir, pretrain
 from benchmarks.parts.result_rows import ROWS, Row, choose_rows
 from benchmarks.parts.result_runs import RunPlan, do_run, open_record
 from benchmarks.parts.result_table import format_results, machines_of, majority_figures, spread
+from benchmarks.results import ResultsArgs
 from bintally.config import Recipe, with_settings
 from bintally.errors import ConfigError, RunError
 from bintally.recipes import get_recipe
@@ -118,7 +120,14 @@ def test_rows_are_chosen_by_name_or_by_machine() -> None:
     def names(*asked: str, use_gpu: bool = False, quick: bool = False) -> list[str]:
         return [row.name for row in choose_rows(asked, use_gpu=use_gpu, quick=quick)]
 
-    assert names() == ["report_resnet50", "report_resnet50_random", "baseline_resnet34", "small_cnn", "small"]
+    assert names() == [
+        "report_resnet50",
+        "report_resnet50_random",
+        "baseline_resnet34",
+        "small_cnn",
+        "small_cnn_after_synthetic",
+        "small",
+    ]
     assert names(use_gpu=True) == [row.name for row in ROWS]
     assert names(quick=True) == ["small_cnn"]
     assert names("small", "baseline_resnet34") == ["baseline_resnet34", "small"]
@@ -148,6 +157,22 @@ def test_the_training_command_is_one_that_train_fit_takes(abid_dir: Path, tmp_pa
     assert (recipe.seed, recipe.max_epochs, recipe.model.weights) == (1, 2, str(weights))
     assert args.resources.use_gpu
     assert args.run_dir == plan.run_dir
+
+
+def test_rows_after_synthetic_begin_with_the_weights_of_the_drawn_bins(abid_dir: Path, tmp_path: Path) -> None:
+    args = ResultsArgs(rows=("small_cnn", "small_cnn_after_synthetic"), seeds=(0, 1))
+    plans = args.plans(link_bucket(abid_dir, tmp_path / "bucket"), tmp_path)
+    weights = {row.name: {plan.weights for plan in planned} for row, planned in plans.items()}
+    assert weights == {"small_cnn": {None}, "small_cnn_after_synthetic": {checkpoint_dir(tmp_path / "pretraining")}}
+    command = next(planned[0].train_command() for row, planned in plans.items() if row.after_synthetic)
+    assert command[command.index("--weights") + 1] == str(checkpoint_dir(tmp_path / "pretraining"))
+
+
+def test_a_pretraining_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    checkpoint_dir(tmp_path).mkdir(parents=True)
+    (checkpoint_dir(tmp_path) / "model.safetensors").touch()
+    pretrain(tmp_path, quick=True, use_gpu=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
 def write_done(plan: RunPlan) -> None:
@@ -186,7 +211,7 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(
 
 def test_a_run_that_fails_names_its_log_and_is_not_done(abid_dir: Path, tmp_path: Path) -> None:
     plan = plan_of(row_named("small"), abid_dir, tmp_path, settings=("max_epochs=0",))
-    with pytest.raises(RunError, match=r"train of small-seed1 ended with code 2[^$]*train.log:\n.*max_epochs"):
+    with pytest.raises(RunError, match=r"fit.py ended with code 2[^$]*small-seed1/train.log:\n.*max_epochs"):
         do_run(plan, MACHINE)
     record = open_record(plan, {})
     assert record["train_s"] > 0
