@@ -155,6 +155,8 @@ class ComputeConfig:
     micro_batch_size: int | None = None
     """Photos that one worker takes through the network at once; gradients of a larger batch are accumulated.
     None takes its whole part of the global batch."""
+    fit_memory: bool = False
+    """Halve the micro-batch until it fits into every worker's memory. Batch norms see fewer photos at once then."""
 
     def __post_init__(self) -> None:
         if self.micro_batch_size is not None and self.micro_batch_size < 1:

@@ -131,7 +131,7 @@ def unwrap(error: BaseException) -> BinTallyError | None:
     """The error of ours that Ray wrapped, if there is one, without the advice that Ray appends to its message."""
     seen: BaseException | None = error
     while seen is not None:
-        cause = seen.cause if isinstance(seen, RayTaskError) else None
+        cause = seen.cause if isinstance(seen, RayTaskError) else getattr(seen, "controller_failure", None)
         if isinstance(cause, BinTallyError):
             cause.args = (str(cause).split("\nFailed to apply UDF transform")[0],)
             return cause

@@ -20,6 +20,7 @@ from train.ema import WeightAverage
 from train.health import check
 from train.health_config import HealthConfig
 from train.health_record import read_epoch
+from train.memory import with_fitting_batches
 from train.monitor import Monitor
 from train.optim import build_optimizer, build_schedule, set_train_mode, set_trained, trained_changes
 from train.state import Fit, Progress, report, report_partial, resume
@@ -84,6 +85,8 @@ def train_loop(values: dict[str, Any]) -> None:
     recipe = config.recipe
     fit = _start(config, worker)
     progress = resume(fit)
+    if recipe.compute.fit_memory:
+        fit = with_fitting_batches(fit, worker)
     with _monitor(config, fit, worker, progress) as monitor:
         run = Run(config, fit, worker, monitor, _open_feed(config.train, "train"), _open_feed(config.val, "val"))
         model: nn.Module | None = None

@@ -16,6 +16,7 @@ from bintally.model import build_model
 from data.args import ResourceArgs
 from data.pipeline import execution_options
 from data.training_rows import TrainingRows, sampling_of
+from train.give_up import GiveUp
 from train.loop import LoopConfig, train_loop
 
 DATA_CPUS = 1  # each running training needs a whole free CPU for its data tasks, or it waits for ever
@@ -126,7 +127,7 @@ def build_trainer(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage_path),
-            callbacks=[callback],  # type: ignore[list-item]  # annotated for Train v1's callbacks
+            callbacks=[GiveUp(), callback],  # type: ignore[list-item]  # annotated for Train v1's callbacks
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="val_nll", checkpoint_score_order="min"

@@ -1,0 +1,32 @@
+"""Which failures of a worker end a training at once: those that a restart would meet again."""
+
+from typing import Any
+
+from ray.train import UserCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
+
+from bintally.errors import BinTallyError, RunError, SourceUnreachableError
+from data.session import unwrap
+from train.memory import is_out_of_memory
+
+
+class GiveUp(UserCallback):
+    """Ends a training on errors of ours and on exhausted memory; what Train restarts is what may go away."""
+
+    def after_exception(self, run_context: TrainRunContext, worker_exceptions: dict[int, Exception]) -> Any:  # noqa: ANN401, ARG002  # Ray's signature
+        """Called by Train's controller; an exception from here ends the training."""
+        for failure in worker_exceptions.values():
+            if final := final_error(failure):
+                raise final
+
+
+def final_error(failure: BaseException) -> BinTallyError | None:
+    """The error to end with, or None if a restart may help."""
+    error = getattr(failure, "_base_exc", failure)  # Train's wrapper, which holds the traceback as text
+    if is_out_of_memory(error):
+        return RunError(
+            f"out of memory: {str(error).splitlines()[0]}; choose a smaller global_batch_size, or"
+            " compute.fit_memory=true, which takes fewer photos at once"
+        )
+    ours = error if isinstance(error, BinTallyError) else unwrap(error)
+    return None if isinstance(ours, SourceUnreachableError) else ours
