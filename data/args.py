@@ -128,6 +128,16 @@ class ResourceArgs:
     on_health: Literal["warn", "stop"] = "warn"
     """What happens when a training looks unwell (see health.json): say so, or stop it."""
 
+    def resolve(self) -> "ResourceArgs":
+        """The same, checked.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        if not self.checkpoint_s > 0:  # NaN is not, either
+            raise ConfigError(f"checkpoint_s must be more than 0, not {self.checkpoint_s}")
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelArgs:

@@ -79,11 +79,11 @@ def main() -> None:
     """Parse, then train."""
     with readable_errors():
         args = tyro.cli(FitArgs, description=__doc__)
-        recipe, read = args.resolve(), args.read.resolve()
+        recipe, read, resources = args.resolve(), args.read.resolve(), args.resources.resolve()
         check_trackers(args.track)
         from train.run import fit  # heavy imports only after the flags are known to be good
 
-        fit(recipe, read, args.resources, new_run_dir(args.run_dir, "fit"), args.track)
+        fit(recipe, read, resources, new_run_dir(args.run_dir, "fit"), args.track)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A recipe and its rows become a TorchTrainer; used alike for one fit and for each trial of a search."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -47,6 +48,17 @@ def check_rows(recipe: Recipe, resources: ResourceArgs, rows: TrainingRows) -> N
     if recipe.loss.class_weights:
         assert rows.class_rows is not None
         class_weights(torch.tensor(rows.class_rows))
+    if recipe.balanced:
+        assert rows.class_rows is not None
+        _check_balance(rows.class_rows)
+
+
+def _check_balance(class_rows: Sequence[int]) -> None:
+    if empty := [str(count) for count, num_rows in enumerate(class_rows) if num_rows == 0]:
+        raise ConfigError(
+            f"balanced: no training row has the count {', '.join(empty)}, so it cannot be visited as often as the"
+            " others; lower data.max_count, take more ids, or switch balanced off"
+        )
 
 
 def check_model(recipe: Recipe) -> None:
