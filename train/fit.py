@@ -3,7 +3,8 @@
     python train/fit.py --recipe demo --source file:///absolute/bucket
 
 Takes a named recipe or the best.json of a search (--recipe-file). Leaves in the run folder: checkpoint/ (the best
-epoch), recipe.json, metrics.jsonl and drops.json.
+epoch), recipe.json, metrics.jsonl, health.json and drops.json. Exits with 2 if the training diverged or --on-health
+stopped it.
 """
 
 from dataclasses import dataclass, field, replace

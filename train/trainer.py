@@ -18,6 +18,8 @@ from data.args import ResourceArgs
 from data.pipeline import execution_options
 from data.training_rows import TrainingRows, sampling_of
 from train.loop import LoopConfig, train_loop
+from train.news import News
+from train.storage import mend_record
 
 DATA_CPUS = 1  # each running training needs a whole free CPU for its data tasks, or it waits for ever
 
@@ -106,6 +108,7 @@ def build_trainer(
     name: str,
     storage_path: Path,
     callback: UserCallback,
+    news: News | None = None,
 ) -> TorchTrainer:
     """A trainer that keeps its best checkpoint by validation NLL, besides the newest to resume from.
 
@@ -116,7 +119,9 @@ def build_trainer(
         name: of the run; the same name and path continue an interrupted run.
         storage_path: absolute folder for runs.
         callback: hears of each epoch.
+        news: hears of a stall while it lasts.
     """
+    mend_record(storage_path / name)
     feeds, plans = rows.feeds(recipe, num_workers=resources.num_workers, training=name)
     num_train = sampling_of(recipe).epoch_size(rows.num_train)
     loop = LoopConfig(
@@ -127,7 +132,10 @@ def build_trainer(
         class_rows=rows.class_rows,
         checkpoint_s=resources.checkpoint_s,
         on_health=resources.on_health,
+        stalled_s=resources.stalled_s,
         launched=time.time(),
+        name=name,
+        news=news,
     )
     return TorchTrainer(
         train_loop,

@@ -138,12 +138,14 @@ def test_max_dropped_that_is_no_share_is_refused_at_once(max_dropped: str) -> No
         ReadArgs(max_dropped=max_dropped).resolve()
 
 
-@pytest.mark.parametrize("checkpoint_s", [0.0, -1.0, math.nan, -math.inf])
-def test_checkpoints_that_would_never_or_always_be_due_are_refused(checkpoint_s: float) -> None:
-    with pytest.raises(ConfigError, match="checkpoint_s must be more than 0"):
-        ResourceArgs(checkpoint_s=checkpoint_s).resolve()
-    with pytest.raises(ConfigError, match="checkpoint_s must be more than 0"):
-        SearchArgs(resources=ResourceArgs(checkpoint_s=checkpoint_s)).resolve()
+@pytest.mark.parametrize("name", ["checkpoint_s", "stalled_s"])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, -math.inf])
+def test_times_that_are_never_or_always_over_are_refused(name: str, seconds: float) -> None:
+    resources = ResourceArgs(**{name: seconds})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"{name} must be more than 0"):
+        resources.resolve()
+    with pytest.raises(ConfigError, match=f"{name} must be more than 0"):
+        SearchArgs(resources=resources).resolve()
 
 
 def test_checkpoints_at_the_ends_of_epochs_alone_are_a_choice() -> None:

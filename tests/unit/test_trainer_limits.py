@@ -122,7 +122,10 @@ def test_what_the_workers_get_survives_its_dict(sampling: Sampling | None, store
         class_rows=(7, 70),
         checkpoint_s=60.0,
         on_health="stop",
+        stalled_s=7.0,
         launched=1.5,
+        name="train",
+        news=None,
     )
     packed = loop.pack()
     assert isinstance(packed, dict)
@@ -141,7 +144,10 @@ def test_unpacking_leaves_the_dict_as_it_is() -> None:
         class_rows=None,
         checkpoint_s=60.0,
         on_health="warn",
+        stalled_s=7.0,
         launched=0.0,
+        name="train",
+        news=None,
     ).pack()
     assert LoopConfig.unpack(packed) == LoopConfig.unpack(packed)
     assert isinstance(packed["recipe"], dict)
