@@ -14,7 +14,7 @@ from typing import Final
 from bintally.errors import BinTallyError
 
 # What the user mends, by making room or choosing another folder.
-_CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+CANNOT_WRITE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def readable_errors() -> Iterator[None]:
     except BinTallyError as error:
         sys.exit(_exit_with(f"error: {error}", 2))
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno not in CANNOT_WRITE:
             raise
         sys.exit(_exit_with(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}", 2))
     except (KeyboardInterrupt, SystemExit) as stop:

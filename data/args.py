@@ -127,6 +127,19 @@ class ResourceArgs:
     """Seconds between checkpoints within an epoch, beside those at its end: what a fault costs at most."""
     on_health: Literal["warn", "stop"] = "warn"
     """What happens when a training looks unwell (see health.json): say so, or stop it."""
+    stalled_s: float = 1800.0
+    """Seconds without a sign of life after which a training is said to hang."""
+
+    def resolve(self) -> "ResourceArgs":
+        """The same, checked.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        for name in ("checkpoint_s", "stalled_s"):
+            if not getattr(self, name) > 0:  # NaN is not, either
+                raise ConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,8 @@
     python train/fit.py --recipe demo --source file:///absolute/bucket
 
 Takes a named recipe or the best.json of a search (--recipe-file). Leaves in the run folder: checkpoint/ (the best
-epoch), recipe.json, metrics.jsonl and drops.json.
+epoch), recipe.json, metrics.jsonl, health.json and drops.json. Exits with 2 if the training diverged or --on-health
+stopped it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -79,11 +80,11 @@ def main() -> None:
     """Parse, then train."""
     with readable_errors():
         args = tyro.cli(FitArgs, description=__doc__)
-        recipe, read = args.resolve(), args.read.resolve()
+        recipe, read, resources = args.resolve(), args.read.resolve(), args.resources.resolve()
         check_trackers(args.track)
         from train.run import fit  # heavy imports only after the flags are known to be good
 
-        fit(recipe, read, args.resources, new_run_dir(args.run_dir, "fit"), args.track)
+        fit(recipe, read, resources, new_run_dir(args.run_dir, "fit"), args.track)
 
 
 if __name__ == "__main__":

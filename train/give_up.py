@@ -20,9 +20,15 @@ class GiveUp(UserCallback):
                 raise final
 
 
+def cause_of(failure: BaseException) -> BaseException:
+    """What a worker raised; Train wraps it, with its traceback as text."""
+    cause: BaseException = getattr(failure, "_base_exc", failure)
+    return cause
+
+
 def final_error(failure: BaseException) -> BinTallyError | None:
     """The error to end with, or None if a restart may help."""
-    error = getattr(failure, "_base_exc", failure)  # Train's wrapper, which holds the traceback as text
+    error = cause_of(failure)
     if is_out_of_memory(error):
         return RunError(
             f"out of memory: {str(error).splitlines()[0]}; choose a smaller global_batch_size, or"

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import ray.train
@@ -20,8 +21,10 @@ from train.ema import WeightAverage
 from train.health import check
 from train.health_config import HealthConfig
 from train.health_record import read_epoch
+from train.health_system_rules import stall_finding
 from train.memory import with_fitting_batches
 from train.monitor import Monitor
+from train.news import News
 from train.optim import build_optimizer, build_schedule, set_train_mode, set_trained, trained_changes
 from train.state import Fit, Progress, report, report_partial, resume
 from train.step import Stepper, on_device
@@ -50,8 +53,14 @@ class LoopConfig:
     """Seconds between checkpoints within an epoch."""
     on_health: str
     """stop or warn."""
+    stalled_s: float
+    """Seconds without a sign of life that are a stall."""
     launched: float
     """When the run was started, by `time.time()`."""
+    name: str
+    """Of the training, among others of a search."""
+    news: News | None
+    """Hears of a stall while it lasts."""
 
     def pack(self) -> dict[str, Any]:
         """As the plain dict that Ray sends to the workers."""
@@ -113,7 +122,7 @@ def train_loop(values: dict[str, Any]) -> None:
             )
             fit.schedule.end_epoch(metrics["val_nll"])
             progress = progress.after_epoch(metrics["val_nll"], health)
-            findings = check([read_epoch(epoch) for epoch in progress.health], HealthConfig())
+            findings = check([read_epoch(epoch) for epoch in progress.health], HealthConfig(stalled_s=config.stalled_s))
             with monitor.phase("checkpoint"):
                 report(metrics | {"health": health, "findings": [asdict(one) for one in findings]}, fit, progress)
             hopeless = config.on_health == "stop" and any(one.severity == "stop" for one in findings)
@@ -147,8 +156,16 @@ def _monitor(config: LoopConfig, fit: Fit, worker: Worker, progress: Progress) -
         num_classes=config.recipe.data.num_classes,
         steps_done=(progress.epoch - 1) * steps_per_epoch + progress.step,
         launched=config.launched,
+        stalled_s=config.stalled_s,
+        on_stall=partial(_tell_stall, config) if worker.rank == 0 else None,
         activations=not config.recipe.compute.compile,
     )
+
+
+def _tell_stall(config: LoopConfig, step: int, seconds: float) -> None:
+    if config.news is not None:
+        finding = stall_finding(0, step, seconds, config.stalled_s)
+        config.news.put(f"{config.name}: {finding.saw} after step {step}, and still none; {finding.advice}")
 
 
 def _open_feed(spec: FeedSpec, split: str) -> Feed:

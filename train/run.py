@@ -1,29 +1,40 @@
 """One training from start to checkpoint, with progress in the terminal."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-from ray.train import Checkpoint, TrainingFailedError, UserCallback
+from ray.train import Checkpoint, Result, TrainingFailedError, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
-from ray.util.queue import Queue
 
 from bintally.checkpoint import written_whole
+from bintally.cli import CANNOT_WRITE
 from bintally.config import Recipe
-from bintally.errors import RunError
+from bintally.errors import BinTallyError, CheckpointError, RunError
 from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger, format_table
 from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
+from train.give_up import cause_of, final_error
 from train.model_card import write_model_card
-from train.run_folder import METRICS_FILE, describe_run, findings_of, read_epochs, write_run_reports
-from train.state import PARTIAL, RESUME_FILE
+from train.news import News, heard
+from train.run_folder import (
+    HEALTH_FILE,
+    METRICS_FILE,
+    EpochLog,
+    describe_run,
+    findings_of,
+    read_epochs,
+    write_run_reports,
+)
+from train.state import PARTIAL
+from train.storage import RESUME_FILE
 from train.tracking import Tracker, TrackerName, figures_of, tracked
 from train.trainer import build_trainer, check_fits, check_model, check_rows, cluster_resources, trainings_at_once
 
@@ -46,30 +57,73 @@ def fit(
         check_rows(recipe, resources, rows)
         describe_run(run_dir, recipe)
         say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")
-        with tracked(track, run_dir, recipe) as trackers, _shown_epochs(run_dir, recipe, trackers) as callback:
-            trainer = build_trainer(recipe, rows, resources, name="train", storage_path=run_dir, callback=callback)
-            try:
-                result = trainer.fit()
-            except SystemExit:  # how Ray Train answers Ctrl-C, and Ray a SIGTERM: code 1, without a word
-                say(f"stopped; the same command with --run-dir {run_dir} goes on with it")
-                raise KeyboardInterrupt from None
-            except TrainingFailedError as error:
-                ledger.check()
-                raise unwrap(error) or RunError(f"the training failed: {error}") from error
-            finally:
-                keep_drops(rows, run_dir)
+        with tracked(track, run_dir, recipe) as trackers, _shown_epochs(run_dir, recipe, trackers) as news:
+            result = _train(recipe, rows, resources, run_dir, news)
         write_run_reports(run_dir, recipe)
         diverged = next((epoch["diverged"] for epoch in read_epochs(run_dir / METRICS_FILE) if "diverged" in epoch), "")
-        if not result.best_checkpoints:
+        whole_epochs = [pair for pair in result.best_checkpoints or [] if not pair[1].get(PARTIAL)]
+        if not whole_epochs:
             raise RunError(f"the training ended without a checkpoint: {diverged or 'no epoch ended'}")
-        checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["val_nll"])
+        checkpoint, metrics = min(whole_epochs, key=lambda pair: pair[1]["val_nll"])
         target = keep_checkpoint(Path(checkpoint.path), run_dir / "checkpoint")
         write_model_card(target, recipe, metrics)
         say(f"best epoch {metrics['epoch']}: {describe(metrics)}")
         say(f"checkpoint: {target}")
         if diverged:
             raise RunError(f"the training diverged after the epoch that was kept: {diverged}")
+        if resources.on_health == "stop":
+            _check_health(run_dir)
         return target
+
+
+def _train(recipe: Recipe, rows: TrainingRows, resources: ResourceArgs, run_dir: Path, news: News) -> Result:
+    callback = ForwardEpochs(news)
+    trainer = build_trainer(recipe, rows, resources, name="train", storage_path=run_dir, callback=callback, news=news)
+    try:
+        return trainer.fit()
+    except SystemExit:  # how Ray Train answers Ctrl-C, and Ray a SIGTERM: code 1, without a word
+        say(f"stopped; {_go_on(run_dir)}")
+        raise KeyboardInterrupt from None
+    except TrainingFailedError as error:
+        rows.spec.ledger.check()
+        raise failure_of(error, run_dir) from error
+    finally:
+        with suppress(OSError):  # on a full disk; what the training says of it says more
+            keep_drops(rows, run_dir)
+
+
+def failure_of(error: TrainingFailedError, run_dir: Path) -> BinTallyError:
+    """What ended a training, told to the user: our own error, a disk that is full, or else a bug with its traceback."""
+    failures = [error, *getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    for cause in (cause_of(failure) for failure in failures if failure is not None):
+        if ours := final_error(cause) or unwrap(cause):
+            return ours
+        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
+            reason = os.strerror(cause.errno)
+            return CheckpointError(
+                f"a checkpoint could not be stored in {run_dir}: {reason}; the one before is whole,"
+                f" and {_go_on(run_dir)}"
+            )
+    return RunError(f"the training failed: {error}")
+
+
+def _go_on(run_dir: Path) -> str:
+    return f"the same command with --run-dir {run_dir} goes on with it"
+
+
+def _check_health(run_dir: Path) -> None:
+    """Tell what ended a training early.
+
+    Raises:
+        RunError: its newest epoch has a finding that ends one.
+    """
+    newest = read_epochs(run_dir / METRICS_FILE)[-1]
+    grave = [f"{finding.rule} ({finding.saw})" for finding in findings_of(newest) if finding.severity == "stop"]
+    if grave:
+        raise RunError(
+            f"the training was stopped after epoch {newest['epoch']} by --on-health stop: {', '.join(grave)};"
+            f" {run_dir / HEALTH_FILE} says more, and the best epoch was kept"
+        )
 
 
 def keep_drops(rows: TrainingRows, run_dir: Path) -> None:
@@ -103,8 +157,8 @@ def describe(metrics: dict[str, Any]) -> str:
 class ForwardEpochs(UserCallback):
     """Sends rank 0's figures of each epoch from Train's controller, wherever it runs, to the driver."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, news: News) -> None:
+        self._news = news
 
     def after_report(
         self,
@@ -114,32 +168,24 @@ class ForwardEpochs(UserCallback):
     ) -> None:
         """Called by Train once per report; the figures of all ranks are equal but for timing."""
         if not metrics[0].get(PARTIAL):
-            self._queue.put(metrics[0])
+            self._news.put(metrics[0])
 
 
 @contextmanager
-def _shown_epochs(run_dir: Path, recipe: Recipe, trackers: Sequence[Tracker]) -> Iterator[ForwardEpochs]:
-    """Show each epoch as it ends, append it to metrics.jsonl, and track it."""
-    queue = Queue(actor_options={"num_cpus": 0})
+def _shown_epochs(run_dir: Path, recipe: Recipe, trackers: Sequence[Tracker]) -> Iterator[News]:
+    """Show each epoch as it ends, append it to metrics.jsonl, and track it; lines are shown as they are."""
+    log = EpochLog(run_dir)
 
-    def show() -> None:
-        told: set[str] = set()
-        with (run_dir / METRICS_FILE).open("a") as log:
-            while (metrics := queue.get()) is not None:
-                print(json.dumps(metrics), file=log, flush=True)
-                say(f"epoch {metrics['epoch']}/{recipe.max_epochs}: {describe(metrics)}")
-                for track in trackers:
-                    track(metrics["epoch"], figures_of(metrics))
-                for finding in findings_of(metrics):
-                    if finding.rule not in told:
-                        say(f"health: {finding.saw}, since {finding.since}; {finding.advice}")
-                    told.add(finding.rule)
+    def hear(news: dict[str, Any] | str) -> None:
+        if isinstance(news, str):
+            say(news)
+            return
+        found = log.add(news)
+        say(f"epoch {news['epoch']}/{recipe.max_epochs}: {describe(news)}")
+        for track in trackers:
+            track(news["epoch"], figures_of(news))
+        for line in found:
+            say(line)
 
-    thread = Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield ForwardEpochs(queue)
-    finally:
-        queue.put(None)
-        thread.join(timeout=5)
-        queue.shutdown()
+    with heard(hear) as news:
+        yield news

@@ -19,13 +19,15 @@ from train.health_rules import Finding
 from train.profile_report import write_profile
 
 _PACKAGES: Final = ("bintally", "ray", "torch", "torchvision", "numpy", "pyarrow", "obstore")
+RECIPE_FILE: Final = "recipe.json"
 METRICS_FILE: Final = "metrics.jsonl"
+HEALTH_FILE: Final = "health.json"
 _CODE: Final = Path(__file__).parent.parent
 
 
 def describe_run(run_dir: Path, recipe: Recipe) -> None:
     """Write recipe.json and environment.json."""
-    write_recipe(recipe, run_dir / "recipe.json")
+    write_recipe(recipe, run_dir / RECIPE_FILE)
     environment = {
         "command": sys.argv,
         "git_revision": git_revision(),
@@ -65,6 +67,29 @@ def findings_of(metrics: dict[str, Any]) -> list[Finding]:
     return [Finding(**finding) for finding in metrics.get("findings", [])]
 
 
+class EpochLog:
+    """Appends epochs to a run folder's metrics.jsonl, and names what the health rules find in them, each rule once."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / METRICS_FILE
+        self._told: set[str] = set()
+
+    def add(self, metrics: dict[str, Any]) -> list[str]:
+        """Append an epoch; lines for the terminal on what was found with it."""
+        lines = [_describe(finding) for finding in findings_of(metrics) if finding.rule not in self._told]
+        self._told |= {finding.rule for finding in findings_of(metrics)}
+        try:
+            with self._path.open("a") as log:
+                log.write(json.dumps(metrics) + "\n")
+        except OSError as error:  # the training may well end without it; a checkpoint that fails says so by itself
+            lines.append(f"{self._path} lacks epoch {metrics['epoch']}: {error.strerror}")
+        return lines
+
+
+def _describe(finding: Finding) -> str:
+    return f"health: {finding.saw}, since {finding.since}; {finding.advice}"
+
+
 def write_run_reports(run_dir: Path, recipe: Recipe) -> None:
     """Write curves.png, health.json and profile.html from the epochs in metrics.jsonl."""
     epochs = [epoch for epoch in read_epochs(run_dir / METRICS_FILE) if "diverged" not in epoch]
@@ -72,7 +97,7 @@ def write_run_reports(run_dir: Path, recipe: Recipe) -> None:
         return
     findings = findings_of(epochs[-1])
     plot_epochs(epochs, run_dir / "curves.png", title=recipe.name)
-    write_findings(findings, run_dir / "health.json")
+    write_findings(findings, run_dir / HEALTH_FILE)
     write_profile([epoch["health"] for epoch in epochs if "health" in epoch], findings, run_dir / "profile.html")
 
 

@@ -22,9 +22,10 @@ from bintally.errors import CheckpointError
 from bintally.model import Counter
 from train.ema import WeightAverage
 from train.optim import Schedule
+from train.storage import RESUME_FILE, drop_unlisted
 
-RESUME_FILE: Final = "resume.pt"  # not part of the checkpoint that is served
 FOR_THE_DRIVER: Final = ("health", "findings")  # no figures of a checkpoint
+WORST: Final = 1e35  # no epoch's loss; finite, since Train's record of its checkpoints cannot be read with infinity
 PARTIAL: Final = "partial"  # marks the report of an epoch that has not ended; only checkpoints count of it
 
 
@@ -118,7 +119,7 @@ def write_state(folder: Path, figures: dict[str, Any], fit: Fit, progress: Progr
 
 def report_partial(fit: Fit, progress: Progress) -> None:
     """A checkpoint in mid-epoch, which never counts as the best one."""
-    metrics = {PARTIAL: True, "epoch": progress.epoch, "val_nll": float("inf")}
+    metrics = {PARTIAL: True, "epoch": progress.epoch, "val_nll": WORST}
     report(metrics, fit, progress)
 
 
@@ -127,6 +128,8 @@ def resume(fit: Fit) -> Progress:
 
     An epoch that ended with it is reported once more: the kill may have come before a search heard of it.
     """
+    if ray.train.get_context().get_world_rank() == 0:
+        drop_unlisted(Path(ray.train.get_context().get_storage().experiment_fs_path))
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progress()

@@ -14,7 +14,8 @@ from train.health_record import StageSample
 
 EPSILON: Final = 1e-9  # Debugger's, in the update ratio
 ACTIVE_SHARE: Final = 0.01  # a ReLU's unit that is positive in a smaller share of its values is dead, as in Debugger
-MAX_ELEMENTS: Final = 2**14  # of a tensor that are looked at: a percentile of so many is good to 1 %, and costs 0.3 ms
+MAX_ELEMENTS: Final = 2**14  # of a tensor that are looked at, for means
+SORTED_ELEMENTS: Final = 2**12  # and for percentiles, which then are off by 0.7 % at most in 19 of 20 cases
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +52,23 @@ def copy_weights(stages: Sequence[Stage]) -> dict[str, Tensor]:
 
 
 def gradient_tensors(stages: Sequence[Stage]) -> dict[str, Float[Tensor, " 4"]]:
-    """By stage: mean |gradient|, its squared norm, its spread (p95 - p5), share of tensors with NaN or infinity."""
+    """By stage: mean |gradient|, its squared norm, its spread (p95 - p5), share of tensors with NaN or infinity.
+
+    Mean and spread are those of a part of each tensor.
+    """
     held = {stage: [p.grad for p in stage.parameters if p.grad is not None] for stage in stages}
     gradients = [gradient for stage in held.values() for gradient in stage]
     if not gradients:
         return {}
-    # One fused call each for the whole network; torch has no public name for it.
-    sums, norms = (iter(torch._foreach_norm(gradients, order)) for order in (1, 2))  # noqa: SLF001
+    # One fused call for the whole network; torch has no public name for it.
+    norms = iter(torch._foreach_norm(gradients, 2))  # noqa: SLF001
     result = {}
     for stage, own in held.items():
         if own:
-            own_sums = torch.stack([next(sums) for _ in own]).float()
             own_norms = torch.stack([next(norms) for _ in own]).float()
-            mean = own_sums.sum() / sum(gradient.numel() for gradient in own)
-            bad = (~own_sums.isfinite()).float().mean()
+            sums = torch.stack([_part(gradient).abs().mean() * gradient.numel() for gradient in own]).float()
+            mean = sums.sum() / sum(gradient.numel() for gradient in own)
+            bad = (~own_norms.isfinite()).float().mean()
             spread = _spread(stage.largest.grad) if stage.largest.grad is not None else mean * 0
             result[stage.name] = torch.stack([mean, own_norms.square().sum(), spread, bad])
     return result
@@ -81,17 +85,19 @@ def update_tensors(stages: Sequence[Stage], before: Mapping[str, Tensor]) -> dic
     return result
 
 
-def _part(tensor: Tensor) -> Tensor:
-    """Elements at even distances in memory, at most MAX_ELEMENTS."""
+def _part(tensor: Tensor, at_most: int = MAX_ELEMENTS) -> Tensor:
+    """Elements at even distances in memory."""
     values = tensor.detach()
     channels_last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
     # Flattening channels_last would copy the whole tensor, only to bring it in an order that does not matter here.
     flat = values.as_strided((values.numel(),), (1,)) if channels_last else values.flatten()
-    return flat[:: -(-flat.numel() // MAX_ELEMENTS)]
+    return flat[:: -(-flat.numel() // at_most)]
 
 
 def _spread(gradient: Tensor) -> Tensor:
-    low, high = torch.quantile(_part(gradient).float(), torch.tensor([0.05, 0.95], device=gradient.device))
+    low, high = torch.quantile(
+        _part(gradient, SORTED_ELEMENTS).float(), torch.tensor([0.05, 0.95], device=gradient.device)
+    )
     spread: Tensor = high - low
     return spread
 

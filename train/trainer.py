@@ -1,6 +1,7 @@
 """A recipe and its rows become a TorchTrainer; used alike for one fit and for each trial of a search."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -18,6 +19,8 @@ from data.pipeline import execution_options
 from data.training_rows import TrainingRows, sampling_of
 from train.give_up import GiveUp
 from train.loop import LoopConfig, train_loop
+from train.news import News
+from train.storage import mend_record
 
 DATA_CPUS = 1  # each running training needs a whole free CPU for its data tasks, or it waits for ever
 
@@ -48,6 +51,17 @@ def check_rows(recipe: Recipe, resources: ResourceArgs, rows: TrainingRows) -> N
     if recipe.loss.class_weights:
         assert rows.class_rows is not None
         class_weights(torch.tensor(rows.class_rows))
+    if recipe.balanced:
+        assert rows.class_rows is not None
+        _check_balance(rows.class_rows)
+
+
+def _check_balance(class_rows: Sequence[int]) -> None:
+    if empty := [str(count) for count, num_rows in enumerate(class_rows) if num_rows == 0]:
+        raise ConfigError(
+            f"balanced: no training row has the count {', '.join(empty)}, so it cannot be visited as often as the"
+            " others; lower data.max_count, take more ids, or switch balanced off"
+        )
 
 
 def check_model(recipe: Recipe) -> None:
@@ -95,6 +109,7 @@ def build_trainer(
     name: str,
     storage_path: Path,
     callback: UserCallback,
+    news: News | None = None,
 ) -> TorchTrainer:
     """A trainer that keeps its best checkpoint by validation NLL, besides the newest to resume from.
 
@@ -105,7 +120,9 @@ def build_trainer(
         name: of the run; the same name and path continue an interrupted run.
         storage_path: absolute folder for runs.
         callback: hears of each epoch.
+        news: hears of a stall while it lasts.
     """
+    mend_record(storage_path / name)
     feeds, plans = rows.feeds(recipe, num_workers=resources.num_workers, training=name)
     num_train = sampling_of(recipe).epoch_size(rows.num_train)
     loop = LoopConfig(
@@ -116,7 +133,10 @@ def build_trainer(
         class_rows=rows.class_rows,
         checkpoint_s=resources.checkpoint_s,
         on_health=resources.on_health,
+        stalled_s=resources.stalled_s,
         launched=time.time(),
+        name=name,
+        news=news,
     )
     return TorchTrainer(
         train_loop,

@@ -53,7 +53,8 @@ class SearchConfig:
         if self.num_trials < 1:
             raise ConfigError(f"num_trials must be at least 1, not {self.num_trials}")
         self.points()  # refuses bounds that no recipe allows
-        self.read.resolve()  # refuses shares and sizes that make no sense
+        self.read.resolve()  # these refuse shares, sizes and times that make no sense
+        self.resources.resolve()
 
     def points(self) -> list[Recipe]:
         """The recipe at the corners of the space, to check before anything starts."""

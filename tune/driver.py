@@ -17,13 +17,14 @@ from data.progress import say
 from data.session import ray_session
 from data.training_rows import TrainingRows
 from train.model_card import write_model_card
+from train.news import heard
 from train.run import describe, keep_checkpoint, keep_drops
 from train.trainer import check_fits, check_model, check_rows, cluster_resources, trainings_at_once
 from tune.callbacks import KeepRungs, RecordEpochs
 from tune.config import SearchConfig
 from tune.plots import plot_curves
 from tune.record import METRIC, TRIALS_FILE, EpochRecord, best_record, read_records
-from tune.trial import TrialSetup, run_trial
+from tune.trial import TrialSetup, run_trial, write_trial_reports
 
 EXPERIMENT: Final = "tune"  # folder of Tune's own state in the run folder
 REDUCTION_FACTOR: Final = 3
@@ -49,9 +50,14 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         rows = load_training_rows(splits, config.recipe, ledger, config.read)
         for point in config.points():
             check_rows(point, config.resources, rows)
-        tuner = _build_tuner(config, rows, run_dir, at_once, resume=resume)
-        say(f"{config.num_trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
-        results = tuner.fit()
+        with heard(say) as news:
+            setup = TrialSetup(
+                recipe=config.recipe, resources=config.resources, storage_path=run_dir / "trials", news=news
+            )
+            tuner = _build_tuner(config, setup, rows, run_dir, at_once, resume=resume)
+            say(f"{config.num_trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
+            results = tuner.fit()
+        write_trial_reports(setup.storage_path)
         keep_drops(rows, run_dir)
         ledger.check()
     records = read_records(run_dir / TRIALS_FILE)
@@ -68,12 +74,9 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
     return _keep_best(config, records, run_dir, num_failed=len(results.errors))
 
 
-def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_once: int, *, resume: bool) -> Tuner:
-    setup = TrialSetup(
-        recipe=config.recipe,
-        resources=config.resources,
-        storage_path=run_dir / "trials",
-    )
+def _build_tuner(
+    config: SearchConfig, setup: TrialSetup, rows: TrainingRows, run_dir: Path, at_once: int, *, resume: bool
+) -> Tuner:
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(run_trial, setup=setup, rows=rows),
         # No CPU: the drivers would eat the whole CPUs that Ray Data waits for.

@@ -5,7 +5,7 @@
     python tune/search.py --run-dir runs/x --resume           # go on with an interrupted search
 
 Leaves in the run folder: best.json (a recipe for train/fit.py), checkpoint/ (for serve and train/evaluate.py),
-curves.png, trials.jsonl, results.json and drops.json.
+curves.png, trials.jsonl, results.json, drops.json, and of each trial health.json, profile.html and curves.png.
 """
 
 from dataclasses import dataclass, field, replace

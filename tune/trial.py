@@ -5,18 +5,22 @@ Runs in a Tune actor that only drives; the work is done by the workers of its To
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ray import tune as ray_tune
 from ray.train import Checkpoint
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from bintally.config import Recipe
+from bintally.config import Recipe, read_recipe, write_recipe
 from data.args import ResourceArgs
 from data.training_rows import TrainingRows
+from train.news import News
+from train.run_folder import METRICS_FILE, RECIPE_FILE, EpochLog, write_run_reports
 from train.state import FOR_THE_DRIVER, PARTIAL
 from train.trainer import build_trainer
+
+_PREFIX: Final = "train-"  # of the folders of the trials
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,24 +30,41 @@ class TrialSetup:
     recipe: Recipe
     resources: ResourceArgs
     storage_path: Path
+    news: News
+    """Takes lines for the driver's terminal."""
 
 
 def run_trial(point: dict[str, Any], *, setup: TrialSetup, rows: TrainingRows) -> None:
     """Train the shared recipe at one point of the search space; reports each epoch to Tune."""
     recipe = setup.recipe.with_optim(lr=point["lr"], global_batch_size=point["global_batch_size"])
+    trial_id = ray_tune.get_context().get_trial_id()
+    # A name made of the trial's id: a restarted trial goes on with the checkpoints of its first life.
+    folder = setup.storage_path / f"{_PREFIX}{trial_id}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_recipe(recipe, folder / RECIPE_FILE)
     build_trainer(
         recipe,
         rows,
         setup.resources,
-        # A name made of the trial's id: a restarted trial goes on with the checkpoints of its first life.
-        name=f"train-{ray_tune.get_context().get_trial_id()}",
+        name=folder.name,
         storage_path=setup.storage_path,
-        callback=ReportEpochs(),  # type: ignore[no-untyped-call]  # Tune's __init__ has no annotations
+        callback=ReportEpochs(EpochLog(folder), setup.news, f"trial {int(trial_id.rpartition('_')[2])}"),
+        news=setup.news,
     ).fit()
+
+
+def write_trial_reports(storage_path: Path) -> None:
+    """Write curves, health.json and profile.html of each trial into its folder."""
+    for epochs in storage_path.glob(f"{_PREFIX}*/{METRICS_FILE}"):
+        write_run_reports(epochs.parent, read_recipe(epochs.parent / RECIPE_FILE))
 
 
 class ReportEpochs(TuneReportCallback):
     """Tells Tune of whole epochs: by a report in mid-epoch ASHA would judge an epoch that has not ended."""
+
+    def __init__(self, log: EpochLog, news: News, name: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Tune's has no annotations
+        self._log, self._news, self._name = log, news, name
 
     def after_report(
         self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
@@ -52,3 +73,5 @@ class ReportEpochs(TuneReportCallback):
         if not metrics[0].get(PARTIAL):
             figures = {name: value for name, value in metrics[0].items() if name not in FOR_THE_DRIVER}
             super().after_report(run_context, [figures], checkpoint)
+            for line in self._log.add(metrics[0]):
+                self._news.put(f"{self._name} {line}")

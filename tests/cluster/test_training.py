@@ -1,26 +1,33 @@
 """Trainings on a local Ray: the same numbers however they are shared, cut up or interrupted."""
 
 import os
+import re
+import resource
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.train import Checkpoint, Result, UserCallback
+from ray.train import Checkpoint, Result, TrainingFailedError, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
 from bintally.checkpoint import load_checkpoint
 from bintally.config import ComputeConfig, ModelConfig, OptimConfig, Recipe
+from bintally.errors import CheckpointError
 from bintally.source_config import DataConfig
 from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger
 from data.ingest import list_splits, load_training_rows
 from data.session import ray_session
 from data.training_rows import TrainingRows
+from train.run import failure_of
 from train.state import PARTIAL
 from train.trainer import build_trainer
 
@@ -70,22 +77,58 @@ class LeaveFlags(UserCallback):
             (self._folder / "diverged").write_text(metrics[0]["diverged"])
 
 
+def train(recipe: Recipe, rows: TrainingRows, name: str, storage: Path, **resources: float) -> Result:
+    args = ResourceArgs(**resources)  # type: ignore[arg-type]
+    return build_trainer(recipe, rows, args, name=name, storage_path=storage, callback=LeaveFlags(storage)).fit()
+
+
 @pytest.fixture
 def fit(rows: TrainingRows, tmp_path: Path) -> MakeFit:
-    """Train a recipe on the tiny bucket."""
+    """Train a recipe on the tiny bucket; the name is that of its folder."""
 
     def run(recipe: Recipe, name: str = "train", **resources: float) -> Result:
-        trainer = build_trainer(
-            recipe, rows, ResourceArgs(**resources), name=name, storage_path=tmp_path, callback=LeaveFlags(tmp_path)
-        )
-        return trainer.fit()
+        return train(recipe, rows, Path(name).name, (tmp_path / name).parent, **resources)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Recipe, rows: TrainingRows, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The recipe trained without a fault."""
+    return train(recipe, rows, "whole", tmp_path_factory.mktemp("undisturbed"))
+
+
+def version(result: Result) -> str:
+    return load_checkpoint(Path(result.checkpoint.path)).version
 
 
 def figures(result: Result) -> dict[str, float]:
     assert result.metrics is not None
     return {name: result.metrics[name] for name in ("epoch", "train_loss", "val_nll", "val_accuracy")}
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def train_workers() -> list[int]:
+    """Process ids of the training workers below this process, and of nobody else's."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        pid = int(path.parent.name)
+        try:
+            is_worker = path.read_bytes().startswith(b"ray::RayTrainWorker")
+        except OSError:
+            continue
+        ancestor = pid if is_worker else 0
+        while ancestor not in {0, os.getpid()}:
+            ancestor = parent_of(ancestor)
+        if ancestor:
+            found.append(pid)
+    return found
 
 
 def kill_when(flag: Path, killed: list[int]) -> threading.Thread:
@@ -95,14 +138,9 @@ def kill_when(flag: Path, killed: list[int]) -> threading.Thread:
         give_up_at_s = time.monotonic() + 120
         while not flag.exists() and time.monotonic() < give_up_at_s:
             time.sleep(0.01)
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                title = path.read_bytes()
-            except OSError:
-                continue
-            if title.startswith(b"ray::RayTrainWorker") and (pid := int(path.parent.name)) not in killed:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+        for pid in train_workers():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -110,20 +148,135 @@ def kill_when(flag: Path, killed: list[int]) -> threading.Thread:
 
 
 def test_a_training_killed_in_mid_epoch_ends_with_the_same_numbers(
-    recipe: Recipe, fit: MakeFit, tmp_path: Path
+    recipe: Recipe, undisturbed: Result, fit: MakeFit, tmp_path: Path
 ) -> None:
-    whole = fit(recipe, "whole")
     killed: list[int] = []
     (tmp_path / "partial").unlink(missing_ok=True)
     thread = kill_when(tmp_path / "partial", killed)
     interrupted = fit(recipe, "killed", checkpoint_s=0.0)
     thread.join()
     assert len(killed) == 1
-    assert figures(interrupted) == pytest.approx(figures(whole), rel=1e-12)  # but for the order of a sum
-    assert (
-        load_checkpoint(Path(interrupted.checkpoint.path)).version
-        == load_checkpoint(Path(whole.checkpoint.path)).version
+    assert figures(interrupted) == pytest.approx(figures(undisturbed), rel=1e-12)  # but for the order of a sum
+    assert version(interrupted) == version(undisturbed)
+
+
+def checkpoint_sizes(folder: Path) -> dict[str, dict[str, int]]:
+    """Bytes of the files of each checkpoint of a training, the oldest first."""
+    folders = sorted(folder.glob("checkpoint_*/"))
+    return {one.name: {file.name: file.stat().st_size for file in one.iterdir()} for one in folders}
+
+
+def kill_in_third_copy(folder: Path, left: list[dict[str, int]]) -> threading.Thread:
+    """Kill the training worker as soon as it begins to store its third checkpoint; tells what is there of it then."""
+
+    def watch() -> None:
+        seen: set[str] = set()
+        workers: list[int] = []
+        give_up_at_s = time.monotonic() + 120
+        while len(seen) < 3 and time.monotonic() < give_up_at_s:
+            seen |= {path.name for path in folder.glob("checkpoint_*/")}
+            if len(seen) == 2 and not workers:
+                workers = train_workers()
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        left.append(checkpoint_sizes(folder)[max(seen)])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_overlooked(recipe: Recipe, fit: MakeFit, tmp_path: Path) -> None:
+    # A large network, whose checkpoint takes a while to store.
+    large = replace(
+        recipe,
+        model=ModelConfig(backbone="resnet18"),
+        optim=replace(recipe.optim, optimizer="sgd", ema_decay=None),
+        epoch_fraction=0.3,
     )
+    whole = fit(large, "whole")
+    complete = max(checkpoint_sizes(tmp_path / "whole").items())[1]
+    left: list[dict[str, int]] = []
+    thread = kill_in_third_copy(tmp_path / "killed", left)
+    interrupted = fit(large, "killed", checkpoint_s=1e-9)
+    thread.join()
+    assert left[0].get("resume.pt", 0) < complete["resume.pt"]
+    assert figures(interrupted) == pytest.approx(figures(whole), rel=1e-12)
+    assert version(interrupted) == version(whole)
+    kept = checkpoint_sizes(tmp_path / "killed")
+    assert len(kept) <= 2  # the best and the newest
+    assert {tuple(sorted(sizes)) for sizes in kept.values()} == {tuple(sorted(complete))}
+    for name in ("whole", "killed"):
+        shutil.rmtree(tmp_path / name)
+
+
+@contextmanager
+def full_storage(folder: Path) -> Iterator[None]:
+    """Room for two checkpoints of the tiny recipe in the folder, but not for three; enough of it afterwards."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(folder)]
+    made = subprocess.run(mount, capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+    yield
+    subprocess.run(["mount", "-o", "remount,size=99m", folder], check=True)  # noqa: S607
+
+
+@contextmanager
+def full_scratch(folder: Path) -> Iterator[None]:
+    """Training workers cannot write a file as large as a checkpoint, once one within the second epoch is stored."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            for pid in train_workers() if (folder / "partial").exists() else []:
+                with suppress(ProcessLookupError):
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("filled", "says"),
+    [
+        (full_storage, r"a checkpoint could not be stored in .*: No space left on device; .*goes on with it"),
+        (full_scratch, r"checkpoint .* could not be written: .*"),
+    ],
+)
+def test_a_full_disk_is_one_error_and_the_same_training_goes_on_when_there_is_room(
+    filled: Callable[[Path], AbstractContextManager[None]],
+    says: str,
+    recipe: Recipe,
+    undisturbed: Result,
+    fit: MakeFit,
+    disk: Path,
+) -> None:
+    with filled(disk):
+        with pytest.raises(TrainingFailedError) as caught:
+            fit(recipe, "disk/train", checkpoint_s=1e-9)
+        error = failure_of(caught.value, disk)
+        assert isinstance(error, CheckpointError)
+        assert re.fullmatch(says, str(error))
+    kept = checkpoint_sizes(disk / "train")
+    whole = max(sizes["metrics.json"] and sizes["model.safetensors"] for sizes in kept.values())
+    newest = [n for n, sizes in kept.items() if all(sizes.values()) and sizes["model.safetensors"] == whole][-1]
+    assert load_checkpoint(disk / "train" / newest).recipe == recipe
+    done = fit(recipe, "disk/train", checkpoint_s=1e-9)
+    assert figures(done) == pytest.approx(figures(undisturbed), rel=1e-12)
+    assert version(done) == version(undisturbed)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that may become a file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    yield folder
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)  # noqa: S607
 
 
 def test_two_workers_and_micro_batches_give_the_same_curve(recipe: Recipe, fit: MakeFit) -> None:

@@ -62,6 +62,12 @@ def check_search(run_dir: Path) -> None:
     assert checkpoint.recipe == recipe
     assert checkpoint.metrics["val_nll"] == results["best"]["val_nll"]
     assert (run_dir / "curves.png").stat().st_size > 5_000
+    trials = sorted((run_dir / "trials").iterdir())
+    assert len(trials) == 2
+    for trial in trials:
+        assert len(json.loads((trial / "health.json").read_text())["rules"]) == 15
+        assert "<svg" in (trial / "profile.html").read_text()
+        assert (trial / "curves.png").stat().st_size > 5_000
     assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == [
         "README.md",
         "config.json",

@@ -1,5 +1,6 @@
 """Flags over recipes: what is given counts, what is not stays, and nothing is replaced in silence."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, tzinfo
@@ -135,6 +136,20 @@ def test_one_percent_may_be_lost_by_default() -> None:
 def test_max_dropped_that_is_no_share_is_refused_at_once(max_dropped: str) -> None:
     with pytest.raises(ConfigError, match=r"max_dropped must be a share as 1% or 0\.01"):
         ReadArgs(max_dropped=max_dropped).resolve()
+
+
+@pytest.mark.parametrize("name", ["checkpoint_s", "stalled_s"])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, -math.inf])
+def test_times_that_are_never_or_always_over_are_refused(name: str, seconds: float) -> None:
+    resources = ResourceArgs(**{name: seconds})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"{name} must be more than 0"):
+        resources.resolve()
+    with pytest.raises(ConfigError, match=f"{name} must be more than 0"):
+        SearchArgs(resources=resources).resolve()
+
+
+def test_checkpoints_at_the_ends_of_epochs_alone_are_a_choice() -> None:
+    assert ResourceArgs(checkpoint_s=math.inf).resolve().checkpoint_s == math.inf
 
 
 # train/fit.py

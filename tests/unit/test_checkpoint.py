@@ -20,7 +20,7 @@ from bintally.errors import CheckpointError
 from bintally.model import Counter, build_model
 from bintally.recipes import smoke
 from train.run import keep_checkpoint
-from train.state import RESUME_FILE
+from train.storage import RESUME_FILE
 
 ROOT = Path(__file__).parents[2]
 METRICS = {"epoch": 2, "val_nll": 0.5}

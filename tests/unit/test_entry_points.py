@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = (
@@ -23,8 +24,10 @@ SCRIPTS = (
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}
 
 
-def run(script: str, *flags: str, cwd: Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    env = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "RAY_ADDRESS"}}
+def run(
+    script: str, *flags: str, cwd: Path, python: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "RAY_ADDRESS"}} | variables
     command = [sys.executable, *python, str(ROOT / script), *flags]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
 
@@ -56,6 +59,9 @@ def test_help_comes_without_heavy_imports_and_leaves_nothing(script: str, tmp_pa
         ("train/fit.py", ["--max-dropped", "lots"], "max_dropped"),
         ("train/evaluate.py", ["--checkpoint", "absent", "--cache-gb", "0"], "cache_gb"),
         ("tune/search.py", ["--max-dropped", "200%"], "max_dropped"),
+        ("train/fit.py", ["--checkpoint-s", "nan"], "checkpoint_s"),
+        ("train/fit.py", ["--set", "optim.momentum=0.9"], "optim.momentum"),
+        ("tune/search.py", ["--checkpoint-s", "0"], "checkpoint_s"),
         ("train/fit.py", ["--source", "gs://bucket"], "source"),
         ("train/fit.py", ["--recipe", "smoek"], "smoek"),
         ("train/fit.py", ["--recipe-file", "absent.json"], "absent.json"),
@@ -95,6 +101,27 @@ def test_flags_that_cannot_be_parsed_are_named_without_traceback(script: str, fl
     assert "Traceback" not in done.stderr
     assert (flags[-2] if flags else "--checkpoint") in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--recipe", "smoke", "--weights", "other.pth"], r"other\.pth' do not fit model\.backbone 'small_cnn'"),
+        (["--recipe", "smoke", "--max-images", "2"], r"the (train|val) split is empty"),
+    ],
+)
+@pytest.mark.parametrize("script", ["train/fit.py", "tune/search.py"])
+def test_what_cannot_be_trained_is_one_line_before_ray_starts(
+    script: str, flags: list[str], names: str, synthetic_bucket: Path, tmp_path: Path
+) -> None:
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    (tmp_path / "tmp").mkdir()
+    done = run(script, *flags, "--source", f"file://{synthetic_bucket}", cwd=tmp_path, TMPDIR=str(tmp_path / "tmp"))
+    assert done.returncode == 2
+    assert re.search(names, done.stderr)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert list((tmp_path / "tmp").iterdir()) == []  # a Ray would have its folder here
 
 
 def test_a_refused_fit_leaves_no_folder(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from bintally.errors import CheckpointError
 from bintally.model import build_model
 from bintally.recipes import smoke
 from train.optim import build_optimizer, build_schedule
-from train.state import RESUME_FILE, Fit, Progress, write_state
+from train.state import Fit, Progress, write_state
+from train.storage import RESUME_FILE
 
 MB = 10**6
 

@@ -2,21 +2,25 @@
 
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from bintally.config import Recipe
+from bintally.config import LossConfig, Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
 from bintally.recipes import smoke
 from data.args import ResourceArgs
+from data.blocks import FetchSpec
 from data.clock import EpochClock
 from data.decode import Share
+from data.drops import DropLedger
 from data.feed import FeedSpec
 from data.order import Sampling
+from data.pipeline import IdTable
 from data.stored import StoredRows
-from data.training_rows import sampling_of
+from data.training_rows import SplitRows, TrainingRows, sampling_of
 from train.loop import LoopConfig
-from train.trainer import check_fits, trainings_at_once
+from train.trainer import check_fits, check_rows, trainings_at_once
 
 
 def recipe(batch_size: int) -> Recipe:
@@ -37,6 +41,22 @@ def test_a_batch_larger_than_the_split() -> None:
 def test_a_batch_that_cannot_be_shared_equally(batch_size: int, num_workers: int) -> None:
     with pytest.raises(ConfigError, match=f"global_batch_size {batch_size} .* num_workers {num_workers}"):
         check_fits(recipe(batch_size), ResourceArgs(num_workers=num_workers), 1000)
+
+
+def rows_of(class_rows: tuple[int, ...]) -> TrainingRows:
+    split = SplitRows(ids=IdTable(None, 100))
+    spec = FetchSpec(data=smoke().data, ledger=DropLedger(None))
+    clock = EpochClock(None, "a")
+    return TrainingRows(train=split, val=split, spec=spec, clock=clock, num_train=100, class_rows=class_rows)
+
+
+@pytest.mark.parametrize("change", [{"balanced": True}, {"loss": LossConfig(class_weights=True)}])
+def test_a_count_without_training_rows_cannot_be_weighed_or_balanced(change: dict[str, Any]) -> None:
+    fitted = replace(recipe(16), **change)
+    check_rows(fitted, ResourceArgs(), rows_of((50, 10, 10, 10, 10, 10)))
+    with pytest.raises(ConfigError, match=rf"{next(iter(change))}.*: no training row has the count 0, 4"):
+        check_rows(fitted, ResourceArgs(), rows_of((0, 40, 20, 20, 0, 20)))
+    check_rows(recipe(16), ResourceArgs(), rows_of((0, 40, 20, 20, 0, 20)))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +122,10 @@ def test_what_the_workers_get_survives_its_dict(sampling: Sampling | None, store
         class_rows=(7, 70),
         checkpoint_s=60.0,
         on_health="stop",
+        stalled_s=7.0,
         launched=1.5,
+        name="train",
+        news=None,
     )
     packed = loop.pack()
     assert isinstance(packed, dict)
@@ -121,7 +144,10 @@ def test_unpacking_leaves_the_dict_as_it_is() -> None:
         class_rows=None,
         checkpoint_s=60.0,
         on_health="warn",
+        stalled_s=7.0,
         launched=0.0,
+        name="train",
+        news=None,
     ).pack()
     assert LoopConfig.unpack(packed) == LoopConfig.unpack(packed)
     assert isinstance(packed["recipe"], dict)
