@@ -16,7 +16,8 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
 )
 from safetensors import SafetensorError, safe_open
 
-from bintally.checkpoint import METRICS_FILE, WEIGHTS_FILE
+from bintally.checkpoint import METRICS_FILE
+from bintally.model import WEIGHTS_FILE
 
 RESUME_FILE: Final = "resume.pt"  # not part of the checkpoint that is served
 RECORD_FILE: Final = "checkpoint_manager_snapshot.json"
