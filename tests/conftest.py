@@ -1,5 +1,10 @@
-"""Buckets that tests read: a synthetic one always, the real ABID pairs where the machine has them, an S3 server."""
+"""What all tests share: their order, buckets, an S3 server.
 
+Buckets: a synthetic one always, the real ABID pairs where the machine has them.
+"""
+
+import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,10 +24,30 @@ install_import_hook(["bintally", "train"], "beartype.beartype")  # checks shapes
 ROOT = Path(__file__).resolve().parent.parent
 REAL_BUCKET = ROOT.parent / "shared" / "abid" / "bucket"
 
+# With two processes one runs the searches first; short files come last, so that none
+# is left alone with a long one. The server's tests come after all others with a Ray: they turn its authentication off,
+# and a process cannot turn it on again.
+FIRST = ("search", "training", "stream", "pipeline", "evaluate_infer", "fit", "evaluate")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make Ray's token, if there is none: two first Rays that start side by side would each write their own."""
+    token_path = Path.home() / ".ray" / "auth_token"
+    if not hasattr(config, "workerinput") and not token_path.exists():
+        token_path.parent.mkdir(exist_ok=True)
+        with os.fdopen(os.open(token_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The server's tests come last: they turn Ray's authentication off, and a process cannot turn it on again."""
-    items.sort(key=lambda item: item.path.name == "test_serve.py")
+    """Sort the files; within one nothing changes."""
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.stem.removeprefix("test_")
+        part = 2 if item.path.parent.name == "unit" else int(name == "serve")
+        return part, FIRST.index(name) if part == 0 and name in FIRST else len(FIRST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ import pytest
 from ray.train import Checkpoint, Result, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
+from benchmarks.parts.usage import family
 from bintally.checkpoint import load_checkpoint
 from bintally.config import ComputeConfig, ModelConfig, OptimConfig, Recipe
 from bintally.source_config import DataConfig
@@ -95,12 +96,12 @@ def kill_when(flag: Path, killed: list[int]) -> threading.Thread:
         give_up_at_s = time.monotonic() + 120
         while not flag.exists() and time.monotonic() < give_up_at_s:
             time.sleep(0.01)
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        for pid in family(os.getpid()):  # nobody else's worker
             try:
-                title = path.read_bytes()
+                title = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if title.startswith(b"ray::RayTrainWorker") and (pid := int(path.parent.name)) not in killed:
+            if title.startswith(b"ray::RayTrainWorker") and pid not in killed:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
