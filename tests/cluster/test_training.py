@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,14 @@ from bintally.source_config import DataConfig
 from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger
 from data.ingest import list_splits, load_training_rows
-from data.session import ray_session
 from data.training_rows import TrainingRows
 from train.state import PARTIAL
 from train.trainer import build_trainer
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 
 MakeFit = Callable[..., Result]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with ray_session(num_cpus=4):
-        yield
 
 
 @pytest.fixture(scope="module")
