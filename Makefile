@@ -1,6 +1,8 @@
 # Verbs shared by people and CI. Everything runs in .venv; nothing needs to be activated.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes even where there are more cores: each may have two Rays. A file's tests stay in one process and in order.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check lint test smoke demo bench lock clean
@@ -27,10 +29,10 @@ lint: setup  ## ruff, mypy and import-linter
 check: lint  ## what must pass before a commit, besides make test
 
 test: setup  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 smoke: setup  ## unit tests alone, in some minutes
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest $(PARALLEL) tests/unit
 
 demo: setup  ## the main job once: synthetic bucket -> search -> test score -> served counts, in runs/demo
 	$(BIN)/python demo.py

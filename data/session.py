@@ -25,6 +25,7 @@ from bintally.errors import BinTallyError, RunError
 _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they drown every log
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # an autoscaled GPU node takes minutes to come
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late an epoch is heard of; the default is 2
     "RAY_worker_maximum_startup_concurrency": "8",  # a trial is some ten small actors; the default warns at each
     "RAY_num_workers_soft_limit": "16",  # at one per CPU, the default, idle data workers keep ending and starting
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables ignore verbose=0
@@ -67,14 +68,22 @@ def _running_cluster(address: str) -> Iterator[None]:
 def _local_cluster(num_cpus: int | None) -> Iterator[None]:
     temp_dir = Path(tempfile.mkdtemp(prefix="bintally-", dir=_short_temp_dir()))
     port = _free_port()
-    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    # Inherited by all processes of this Ray. A runtime environment would cost each worker half a second of CPU, and Ray
+    # could use none of the workers that it starts beforehand.
+    inherited = {
+        "RAY_ADDRESS": f"{_LOOPBACK}:{port}",
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away: one process less per training
+    }
+    os.environ.update(inherited)
     try:
         _start_local(num_cpus, port, temp_dir)
         _hide_token()
         yield
     finally:
         ray.shutdown()
-        del os.environ["RAY_GCS_SERVER_PORT"]
+        for key in inherited:
+            os.environ.pop(key, None)
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
@@ -90,7 +99,6 @@ def _start_local(num_cpus: int | None, port: int, temp_dir: Path) -> None:
             logging_level=logging.ERROR,
             _node_ip_address=_LOOPBACK,
             _temp_dir=str(temp_dir),
-            runtime_env={"env_vars": {"RAY_ADDRESS": f"{_LOOPBACK}:{port}", **_SETTINGS}},
         )
     except Exception as error:
         if "timed out during startup" not in str(error):  # Ray has no class for it

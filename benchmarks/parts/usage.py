@@ -17,6 +17,11 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def family(root: int) -> list[int]:
+    """A process and all its descendants."""
+    return _tree(root, _stats())
+
+
 def cpu_s(root: int) -> float:
     """CPU-seconds of a process, its descendants, and those of them that have ended and were waited for."""
     stats = _stats()
@@ -52,7 +57,7 @@ def watch_memory(root: int, *, period_s: float = 0.5) -> Iterator[list[float]]:
 def _resident_mb(root: int) -> float:
     """Pss: a page that processes share, as Ray's object store, is divided among them, so that it counts once."""
     total_kb = 0
-    for pid in _tree(root, _stats()):
+    for pid in family(root):
         rollup = _read(Path(f"/proc/{pid}/smaps_rollup"))
         total_kb += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
     return total_kb / 1000

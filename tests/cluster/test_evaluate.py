@@ -98,6 +98,7 @@ def test_the_checkpoint_keeps_a_calibration_of_other_photos(scored: Path, checkp
     assert after["doubts"] == []
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_stopped_run_goes_on_to_the_same_result(scored: Path, checkpoint_dir: Path, synthetic_bucket: Path) -> None:
     before = {name: (scored / name).read_bytes() for name in ("metrics.json", "predictions.csv", "drops.json")}
     (part,) = (scored / "predictions").glob("part-*.parquet")
@@ -110,11 +111,13 @@ def test_a_stopped_run_goes_on_to_the_same_result(scored: Path, checkpoint_dir: 
     assert len(ids) == len(set(ids)) == rows.num_rows
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_what_was_lost_before_still_counts(scored: Path, checkpoint_dir: Path, synthetic_bucket: Path) -> None:
     """Nothing is left to fetch, and the faults found before are on the disk."""
     assert "--max-dropped" in evaluate(checkpoint_dir, synthetic_bucket, scored, "--max-dropped", "0%", code=2)
 
 
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("changed", ["checkpoint", "data"])
 def test_predictions_of_something_else_are_refused(
     scored: Path, checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path, changed: str
@@ -129,6 +132,7 @@ def test_predictions_of_something_else_are_refused(
     assert (scored / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_whole_bucket(scored: Path, checkpoint_dir: Path, bucket: Path, tmp_path: Path) -> None:
     evaluate(checkpoint_dir, bucket, tmp_path / "all", "--split", "all", "--no-tta", *TOLERANT)
     metrics = read_metrics(tmp_path / "all")
@@ -138,6 +142,7 @@ def test_a_whole_bucket(scored: Path, checkpoint_dir: Path, bucket: Path, tmp_pa
     assert "val split, which are scored here" in metrics["calibration"]["doubts"][0]
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_split_without_a_usable_row_is_told(checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path) -> None:
     flags = ("--ids", "list:96193", "--max-dropped", "100%")  # an id of the test split that is not in the bucket
     error = evaluate(checkpoint_dir, synthetic_bucket, tmp_path / "none", *flags, code=2)
@@ -145,5 +150,6 @@ def test_a_split_without_a_usable_row_is_told(checkpoint_dir: Path, synthetic_bu
     assert "1  missing_" in error
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_gpus_that_are_not_there_are_missed(checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path) -> None:
     assert "no node" in evaluate(checkpoint_dir, synthetic_bucket, tmp_path / "gpu", "--use-gpu", *TOLERANT, code=2)

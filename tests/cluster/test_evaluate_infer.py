@@ -1,6 +1,5 @@
 """Inference that stops in the middle: what was written is kept, and nothing is counted twice or lost."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,21 +12,14 @@ from bintally.errors import TooManyFaultsError
 from bintally.model import build_model
 from bintally.recipes import smoke
 from data.args import ReadArgs
-from data.session import ray_session
 from train import evaluate_infer
 from train.evaluate_infer import InferSpec, infer
 from train.evaluate_parts import PredictionParts
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 IDS = [f"{number:05d}" for number in range(1_200)]  # one in 50 has no record
 READ = ReadArgs(max_dropped="5%")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with ray_session(num_cpus=2):
-        yield
 
 
 @pytest.fixture(autouse=True)

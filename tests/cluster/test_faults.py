@@ -16,6 +16,7 @@ import simplejpeg
 from ray.exceptions import RayError
 
 from benchmarks.parts.faults import Faults
+from benchmarks.parts.usage import family
 from benchmarks.s3_server import s3_server as serve_folder
 from bintally.errors import TooManyFaultsError
 from bintally.source_config import DataConfig
@@ -44,6 +45,7 @@ MAX_GROWTH_BYTES = 20 * MB
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
+    """A fresh one: its workers are measured."""
     with ray_session(num_cpus=4):
         yield
 
@@ -120,20 +122,8 @@ def title_of(pid: int) -> str:
 
 def ray_workers() -> dict[int, str]:
     """Process ids and titles of the Ray workers below this process: of nobody else's."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    workers = {}
-    for pid in parents:
-        ancestor: int | None = pid
-        while ancestor is not None and ancestor != os.getpid():
-            ancestor = parents.get(ancestor)
-        if ancestor is not None and (title := title_of(pid)).startswith("ray::"):
-            workers[pid] = title
-    return workers
+    titles = {pid: title_of(pid) for pid in family(os.getpid())}
+    return {pid: title for pid, title in titles.items() if title.startswith("ray::")}
 
 
 def largest_worker_bytes() -> int:

@@ -1,7 +1,6 @@
 """The stream through a real local Ray: every good row once, every other one with its reason."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,16 +18,10 @@ from data.bucket import open_bucket
 from data.drops import DropLedger
 from data.ingest import count_mix, list_splits, load_training_rows
 from data.pipeline import IdTable, stream_rows
-from data.session import ray_session, unwrap
+from data.session import unwrap
 from data.split import is_padded
 
-pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with ray_session(num_cpus=4):
-        yield
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 
 def rows_of(ids: list[str], data: DataConfig, ledger: DropLedger) -> Dataset:

@@ -38,6 +38,7 @@ def truth_of(bucket: Path) -> dict[str, tuple[int, set[str]]]:
     return truth
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_the_numbers_are_those_of_the_folder(bucket: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "report"
     done = subprocess.run(
@@ -73,6 +74,7 @@ def test_the_numbers_are_those_of_the_folder(bucket: Path, tmp_path: Path) -> No
     assert {"counts.png", "sizes.png", "splits.png", "sheet-1.png"} <= {path.name for path in run_dir.glob("*.png")}
 
 
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
     ("broken", "says"), [("empty", "no bin-images/*.jpg"), ("rubbish", "not_an_image"), ("absent", "no folder")]
 )

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from pydantic import PydanticDeprecatedSince20
 
+from benchmarks.parts.usage import family
 from bintally.checkpoint import load_checkpoint, save_checkpoint
 from bintally.errors import CheckpointError
 from bintally.image import decode_photo
@@ -277,20 +278,6 @@ def test_serve_run_without_a_checkpoint(tmp_path: Path) -> None:
     assert "BINTALLY_CHECKPOINT" in (tmp_path / "log").read_text().splitlines()[-1]
 
 
-def family(pid: int) -> set[int]:
-    """A process and all that descend from it."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it ended meanwhile
-    members = {pid}
-    while new := {child for child, parent in parents.items() if parent in members} - members:
-        members |= new
-    return members
-
-
 def wait_until_healthy(address: Address, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
@@ -328,7 +315,7 @@ def test_serve_run_answers_and_ends_on_ctrl_c(tmp_path: Path, checkpoint_dir: Pa
             wait_until_healthy(address, process)
             assert post(address, make_photo())[0] == 200
         finally:
-            started = family(process.pid)
+            started = set(family(process.pid))
             process.send_signal(signal.SIGINT)
             left = wait_until_gone(started, process)
             for pid in left:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,14 @@ from data.decode import TASK_ROWS
 from data.drops import DropLedger
 from data.order import Sampling
 from data.pipeline import BLOCK_IDS, IdTable
-from data.session import ray_session
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 MakeReader = Callable[..., Any]
 RowsOf = Callable[[Any], dict[str, int]]
 
 NUM_TINY = 1_200
 OFFICIAL_MISSING = "00003"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with ray_session(num_cpus=4):
-        yield
 
 
 def tiny_counts(*, with_record: bool = True) -> dict[str, int]:

@@ -18,6 +18,7 @@ import pytest
 from ray.train import Checkpoint, Result, TrainingFailedError, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
+from benchmarks.parts.usage import family
 from bintally.checkpoint import load_checkpoint
 from bintally.config import ComputeConfig, ModelConfig, OptimConfig, Recipe
 from bintally.errors import CheckpointError
@@ -25,22 +26,15 @@ from bintally.source_config import DataConfig
 from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger
 from data.ingest import list_splits, load_training_rows
-from data.session import ray_session
 from data.training_rows import TrainingRows
 from train.run import failure_of
 from train.state import PARTIAL
 from train.trainer import build_trainer
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 
 MakeFit = Callable[..., Result]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with ray_session(num_cpus=4):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,27 +101,13 @@ def figures(result: Result) -> dict[str, float]:
     return {name: result.metrics[name] for name in ("epoch", "train_loss", "val_nll", "val_accuracy")}
 
 
-def parent_of(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
 def train_workers() -> list[int]:
     """Process ids of the training workers below this process, and of nobody else's."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        pid = int(path.parent.name)
-        try:
-            is_worker = path.read_bytes().startswith(b"ray::RayTrainWorker")
-        except OSError:
-            continue
-        ancestor = pid if is_worker else 0
-        while ancestor not in {0, os.getpid()}:
-            ancestor = parent_of(ancestor)
-        if ancestor:
-            found.append(pid)
+    for pid in family(os.getpid()):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                found.append(pid)
     return found
 
 

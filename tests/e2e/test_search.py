@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,15 @@ def check_search(run_dir: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which a search ran through file://; the search itself is in found/."""
+def found(
+    bucket: Path, synthetic_bucket: Path, running_ray: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder in which a search ran through file://, once with a Ray of its own; the search itself is in found/."""
     folder = tmp_path_factory.mktemp("folder")
-    output = run(folder, "tune/search.py", *SEARCH, "--source", f"file://{bucket}", "--run-dir", "found")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in running_ray.items() if bucket != synthetic_bucket else ():
+            patch.setenv(name, value)
+        output = run(folder, "tune/search.py", *SEARCH, "--source", f"file://{bucket}", "--run-dir", "found")
     assert "2 trials of smoke, 2 at a time" in output
     assert "dropped" in output
     return folder
@@ -90,6 +96,7 @@ def test_search_through_a_folder(found: Path) -> None:
     check_search(found / "found")
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
     source = f"file://{bucket}"
     run(
@@ -113,6 +120,7 @@ def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
         assert (found / "scored" / picture).stat().st_size > 5_000
 
 
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("bucket", ["synthetic"], indirect=True)
 def test_fit_the_recipe_that_was_found(found: Path) -> None:
     run(found, "train/fit.py", "--recipe-file", "found/best.json", "--run-dir", "fitted", *TOLERANT, "--num-cpus", 2)
@@ -131,28 +139,7 @@ def test_fit_the_recipe_that_was_found(found: Path) -> None:
     }
 
 
-def test_fit_streams_on_two_workers(synthetic_bucket: Path, tmp_path: Path) -> None:
-    flags = ("--recipe", "smoke", "--source", f"file://{synthetic_bucket}", "--run-dir", "fitted", *TOLERANT)
-    output = run(tmp_path, "train/fit.py", *flags, "--stream", "--num-workers", 2, "--num-cpus", 4)
-    assert "streamed each epoch" in output
-    assert load_checkpoint(tmp_path / "fitted" / "checkpoint").recipe == read_recipe(tmp_path / "fitted/recipe.json")
-    epochs = [json.loads(line) for line in (tmp_path / "fitted" / "metrics.jsonl").read_text().splitlines()]
-    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
-    assert epochs[0]["val_num_images"] == epochs[1]["val_num_images"] > 30
-    assert sum(json.loads((tmp_path / "fitted" / "drops.json").read_text()).values()) > 4
-
-
-@pytest.mark.parametrize("flags", [[], ["--stream"]])
-def test_too_many_broken_bins_stop_a_run(flags: list[str], synthetic_bucket: Path, tmp_path: Path) -> None:
-    source = ("--source", f"file://{synthetic_bucket}", "--run-dir", "fitted")
-    output = run(tmp_path, "train/fit.py", "--recipe", "smoke", *source, "--num-cpus", 2, *flags, code=2)
-    errors = [line for line in output.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1, output
-    assert "--max-dropped allows 1" in errors[0]
-    assert "Traceback" not in output
-    assert not (tmp_path / "fitted" / "checkpoint").exists()
-
-
+@pytest.mark.usefixtures("shared_ray")
 def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path: Path) -> None:
     flags = ("--source", s3_bucket, "--endpoint-url", s3_endpoint, "--run-dir", "found")
     output = run(tmp_path, "tune/search.py", *SEARCH, "--num-workers", 2, *flags)
@@ -161,7 +148,9 @@ def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path:
     assert "200 ids" in output
 
 
-def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(synthetic_bucket: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(
+    synthetic_bucket: Path, join_ray: Callable[[], None], tmp_path: Path
+) -> None:
     run_dir = tmp_path / "found"
     flags = [*SEARCH, "--source", f"file://{synthetic_bucket}", "--run-dir", run_dir]
     environment = os.environ | {"STARTED_BY": str(tmp_path)}
@@ -187,33 +176,12 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(synthetic_bucket: P
     assert not processes_with(str(tmp_path))
     assert not (run_dir / "best.json").exists()
 
+    join_ray()
     run(tmp_path, "tune/search.py", "--run-dir", run_dir, "--resume")
     check_search(run_dir)
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_training_says_so_and_goes_on(
-    sent: signal.Signals, code: int, synthetic_bucket: Path, tmp_path: Path
-) -> None:
-    flags = ["--recipe", "smoke", "--max-dropped", "20%", "--num-cpus", "2", "--run-dir", tmp_path / "fitted"]
-    whole = [*flags, "--source", f"file://{synthetic_bucket}", "--max-epochs", "200"]
-    training = subprocess.Popen(
-        command("train/fit.py", *whole), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert training.stdout is not None
-    for line in training.stdout:
-        if "epoch 2/" in line:
-            break
-    training.send_signal(sent)
-    rest = training.stdout.read()
-    assert training.wait(timeout=60) == code, rest
-    assert ("interrupted" if sent == signal.SIGINT else "terminated") in rest
-    assert "Traceback" not in rest
-
-    output = run(tmp_path, "train/fit.py", *whole[:-1], "3")
-    assert "epoch 1/" not in output
-
-
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 Answer = tuple[int, bytes]
@@ -24,6 +25,12 @@ def bin_record(count: int) -> bytes:
     """The least record that a bin of so many items can have."""
     items = {"B000000001": {"asin": "B000000001", "quantity": count}} if count else {}
     return json.dumps({"BIN_FCSKU_DATA": items, "EXPECTED_QUANTITY": count}).encode()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The networks of these tests are so small that threads wait for one another most of the time."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import io
-from collections.abc import Iterator
 from email.message import Message
 from http.client import IncompleteRead
 from pathlib import Path
@@ -23,15 +22,6 @@ from bintally.errors import ConfigError, WeightsError
 from bintally.loss import row_losses
 from bintally.model import ABID_MEAN, IMAGENET_MEAN, UNSUPPORTED, Counter, build_model
 from bintally.recipes import smoke
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 HEADS: tuple[Head, ...] = get_args(Head)
 BACKBONES = (

@@ -1,0 +1,82 @@
+"""Trainings as a user runs them: in processes of their own, from another folder, without PYTHONPATH."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bintally.checkpoint import load_checkpoint
+from bintally.config import read_recipe
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).resolve().parents[2]
+TOLERANT = ("--max-dropped", "20%")  # the synthetic bucket is broken on purpose
+
+
+def command(script: str, *flags: object) -> list[str]:
+    return [sys.executable, str(ROOT / script), *map(str, flags)]
+
+
+def run(cwd: Path, script: str, *flags: object, code: int = 0) -> str:
+    """Output of a command that must end with the given code."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        command(script, *flags), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    return output
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_fit_streams_on_two_workers(synthetic_bucket: Path, tmp_path: Path) -> None:
+    flags = ("--recipe", "smoke", "--source", f"file://{synthetic_bucket}", "--run-dir", "fitted", *TOLERANT)
+    output = run(tmp_path, "train/fit.py", *flags, "--stream", "--num-workers", 2, "--num-cpus", 4)
+    assert "streamed each epoch" in output
+    assert load_checkpoint(tmp_path / "fitted" / "checkpoint").recipe == read_recipe(tmp_path / "fitted/recipe.json")
+    epochs = [json.loads(line) for line in (tmp_path / "fitted" / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    assert epochs[0]["val_num_images"] == epochs[1]["val_num_images"] > 30
+    assert sum(json.loads((tmp_path / "fitted" / "drops.json").read_text()).values()) > 4
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("flags", [[], ["--stream"]])
+def test_too_many_broken_bins_stop_a_run(flags: list[str], synthetic_bucket: Path, tmp_path: Path) -> None:
+    source = ("--source", f"file://{synthetic_bucket}", "--run-dir", "fitted")
+    output = run(tmp_path, "train/fit.py", "--recipe", "smoke", *source, "--num-cpus", 2, *flags, code=2)
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, output
+    assert "--max-dropped allows 1" in errors[0]
+    assert "Traceback" not in output
+    assert not (tmp_path / "fitted" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_training_says_so_and_goes_on(
+    sent: signal.Signals, code: int, synthetic_bucket: Path, join_ray: Callable[[], None], tmp_path: Path
+) -> None:
+    flags = ["--recipe", "smoke", "--max-dropped", "20%", "--num-cpus", "2", "--run-dir", tmp_path / "fitted"]
+    whole = [*flags, "--source", f"file://{synthetic_bucket}", "--max-epochs", "200"]
+    training = subprocess.Popen(
+        command("train/fit.py", *whole), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert training.stdout is not None
+    for line in training.stdout:
+        if "epoch 2/" in line:
+            break
+    training.send_signal(sent)
+    rest = training.stdout.read()
+    assert training.wait(timeout=60) == code, rest
+    assert ("interrupted" if sent == signal.SIGINT else "terminated") in rest
+    assert "Traceback" not in rest
+
+    join_ray()
+    output = run(tmp_path, "train/fit.py", *whole[:-1], "3")
+    assert "epoch 1/" not in output
