@@ -77,7 +77,7 @@ def _local_cluster(num_cpus: int | None) -> Iterator[None]:
     }
     os.environ.update(inherited)
     try:
-        _start_local(num_cpus, port, temp_dir)
+        _start_local(num_cpus, temp_dir)
         _hide_token()
         yield
     finally:
@@ -87,7 +87,7 @@ def _local_cluster(num_cpus: int | None) -> Iterator[None]:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def _start_local(num_cpus: int | None, port: int, temp_dir: Path) -> None:
+def _start_local(num_cpus: int | None, temp_dir: Path) -> None:
     try:
         ray.init(
             "local",
