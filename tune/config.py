@@ -1,35 +1,68 @@
 """What a search does, as a value that is stored with the run, so that a resumed search does the same."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bintally.config import Recipe
 from bintally.errors import ConfigError
 from data.args import ReadArgs, ResourceArgs
+from tune.objective import Objective
+from tune.space import SearchSpace, recipe_at
 
 SEARCH_FILE: Final = "search.json"
+NLL: Final = Objective()
+
+Sampler = Literal["random", "grid", "tpe", "bohb"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchSpace:
-    """What the trials draw from."""
+class AshaConfig:
+    """When a trial is stopped early: at each rung, unless it is among the best of those that came there."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    lr: tuple[float, float]
-    """Lowest and highest peak learning rate, drawn log-uniformly."""
-    batch_sizes: tuple[int, ...]
-    """Global batch sizes to choose among."""
+    grace_epochs: int | None = None
+    """No trial is stopped before this epoch, the first rung. None: a sixth of the epochs, at least 1."""
+    reduction_factor: float = 3.0
+    """One in so many goes on from a rung; the next rung lies so many times as far."""
+    brackets: int = 1
+    """Trials are dealt out to so many ladders, each of which begins a rung later than the one before."""
+    enabled: bool = True
+    """False lets every trial run to its end."""
 
     def __post_init__(self) -> None:
-        low, high = self.lr
-        if not 0 < low < high:
-            raise ConfigError(f"lr needs a low and a higher bound above 0, not {low} {high}")
-        if not self.batch_sizes:
-            raise ConfigError("batch_sizes is empty")
+        if self.grace_epochs is not None and self.grace_epochs < 1:
+            raise ConfigError(f"grace_epochs must be at least 1, not {self.grace_epochs}")
+        if not 1 < self.reduction_factor < math.inf:
+            raise ConfigError(f"reduction_factor must be finite and above 1, not {self.reduction_factor}")
+        if self.brackets < 1:
+            raise ConfigError(f"brackets must be at least 1, not {self.brackets}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetConfig:
+    """When a search ends, at the latest."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    trials: int
+    """Points of the space to try."""
+    epochs: int | None = None
+    """Epochs of all trials together, after which none begins another; None sets no limit."""
+    time_s: float | None = None
+    """Seconds after which no trial begins another epoch; None sets no limit. A resumed search has them anew."""
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ConfigError(f"num_trials must be at least 1, not {self.trials}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ConfigError(f"max_total_epochs must be at least 1, not {self.epochs}")
+        if self.time_s is not None and not 0 < self.time_s < math.inf:
+            raise ConfigError(f"time_budget_s must be finite and above 0, not {self.time_s}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,26 +75,36 @@ class SearchConfig:
     """What all trials share."""
     space: SearchSpace
     """What they draw for themselves."""
-    num_trials: int
-    """Points of the space to try."""
+    budget: BudgetConfig
+    """When it ends at the latest."""
+    sampler: Sampler = "random"
+    """How points are chosen: random, grid, tpe (Optuna) or bohb (TPE on the scores of the rungs)."""
+    grid_steps: int = 4
+    """Of grid: values of each interval."""
+    objective: Objective = NLL
+    """What the best trial is best at."""
+    asha: AshaConfig = AshaConfig()
+    """When trials are stopped early."""
+    micro_batch_on_oom: bool = False
+    """Start a trial that ran out of memory again with half the photos at once, and the gradients accumulated."""
+    final_seeds: int = 3
+    """Trainings of the winner on its full budget, each with another seed, after the search; 0 keeps its trial."""
     resources: ResourceArgs
     """What one trial may use."""
     read: ReadArgs
     """How the bucket is read."""
 
     def __post_init__(self) -> None:
-        if self.num_trials < 1:
-            raise ConfigError(f"num_trials must be at least 1, not {self.num_trials}")
+        if self.grid_steps < 1:
+            raise ConfigError(f"grid_steps must be at least 1, not {self.grid_steps}")
+        if self.final_seeds < 0:
+            raise ConfigError(f"final_seeds must be at least 0, not {self.final_seeds}")
         self.points()  # refuses bounds that no recipe allows
         self.read.resolve()  # refuses shares and sizes that make no sense
 
     def points(self) -> list[Recipe]:
         """The recipe at the corners of the space, to check before anything starts."""
-        return [
-            self.recipe.with_optim(lr=lr, global_batch_size=size)
-            for lr in self.space.lr
-            for size in self.space.batch_sizes
-        ]
+        return [recipe_at(self.recipe, point) for point in self.space.corners()]
 
 
 _SEARCH = TypeAdapter(SearchConfig)

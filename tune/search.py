@@ -17,7 +17,8 @@ from bintally.cli import readable_errors
 from bintally.errors import ConfigError
 from bintally.recipes import get_recipe
 from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
-from tune.config import SearchConfig, SearchSpace, read_search, write_search
+from tune.config import BudgetConfig, SearchConfig, read_search, write_search
+from tune.space import BATCH_SIZE, LR, Choice, Interval, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +65,13 @@ class SearchArgs:
         seed = recipe.seed if self.seed is None else self.seed
         fraction = recipe.epoch_fraction if self.epoch_fraction is None else self.epoch_fraction
         balanced = self.balanced or recipe.balanced
+        low, high = self.lr or (recipe.optim.lr / 30, recipe.optim.lr * 3)
         return SearchConfig(
             recipe=replace(recipe, max_epochs=max_epochs, seed=seed, epoch_fraction=fraction, balanced=balanced),
-            space=SearchSpace(lr=self.lr or (recipe.optim.lr / 30, recipe.optim.lr * 3), batch_sizes=self.batch_sizes),
-            num_trials=self.num_trials,
+            space=SearchSpace(
+                dimensions={LR: Interval(low=low, high=high, log=True), BATCH_SIZE: Choice(values=self.batch_sizes)}
+            ),
+            budget=BudgetConfig(trials=self.num_trials),
             resources=self.resources,
             read=self.read.resolve(),
         )

@@ -17,6 +17,7 @@ from data.args import ResourceArgs
 from data.training_rows import TrainingRows
 from train.state import FOR_THE_DRIVER, PARTIAL
 from train.trainer import build_trainer
+from tune.space import Point, recipe_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +29,9 @@ class TrialSetup:
     storage_path: Path
 
 
-def run_trial(point: dict[str, Any], *, setup: TrialSetup, rows: TrainingRows) -> None:
+def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
     """Train the shared recipe at one point of the search space; reports each epoch to Tune."""
-    recipe = setup.recipe.with_optim(lr=point["lr"], global_batch_size=point["global_batch_size"])
+    recipe = recipe_at(setup.recipe, point)
     build_trainer(
         recipe,
         rows,
