@@ -5,6 +5,7 @@ them, so that a run goes on with the same numbers as if it had never stopped.
 """
 
 import json
+import math
 import shutil
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from bintally.config import Recipe
 from bintally.errors import CheckpointError
 from bintally.model import Counter
 from train.ema import WeightAverage
+from train.figures import FIGURES
 from train.optim import Schedule
 
 RESUME_FILE: Final = "resume.pt"  # not part of the checkpoint that is served
@@ -118,7 +120,8 @@ def write_state(folder: Path, figures: dict[str, Any], fit: Fit, progress: Progr
 
 def report_partial(fit: Fit, progress: Progress) -> None:
     """A checkpoint in mid-epoch, which never counts as the best one."""
-    metrics = {PARTIAL: True, "epoch": progress.epoch, "val_nll": float("inf")}
+    # Train ranks what is not a number last, whichever figure it ranks by.
+    metrics = {PARTIAL: True, "epoch": progress.epoch, **dict.fromkeys(FIGURES, math.nan), "val_nll": math.inf}
     report(metrics, fit, progress)
 
 

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Final, Literal
 
 import ray
 import ray.train
@@ -18,6 +19,8 @@ from data.pipeline import execution_options
 from data.training_rows import TrainingRows, sampling_of
 from train.loop import LoopConfig, train_loop
 
+Keep = tuple[str, Literal["min", "max"]]
+BEST_NLL: Final[Keep] = ("val_nll", "min")
 DATA_CPUS = 1  # each running training needs a whole free CPU for its data tasks, or it waits for ever
 
 
@@ -94,8 +97,9 @@ def build_trainer(
     name: str,
     storage_path: Path,
     callback: UserCallback,
+    keep: Keep = BEST_NLL,
 ) -> TorchTrainer:
-    """A trainer that keeps its best checkpoint by validation NLL, besides the newest to resume from.
+    """A trainer that keeps its best checkpoint, besides the newest to resume from.
 
     Args:
         recipe: what to train.
@@ -104,7 +108,9 @@ def build_trainer(
         name: of the run; the same name and path continue an interrupted run.
         storage_path: absolute folder for runs.
         callback: hears of each epoch.
+        keep: which checkpoint is best: a figure of train/figures.py, and whether its "min" or "max" is.
     """
+    best_by, order = keep
     feeds, plans = rows.feeds(recipe, num_workers=resources.num_workers, training=name)
     num_train = sampling_of(recipe).epoch_size(rows.num_train)
     loop = LoopConfig(
@@ -129,7 +135,7 @@ def build_trainer(
             callbacks=[callback],  # type: ignore[list-item]  # annotated for Train v1's callbacks
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="val_nll", checkpoint_score_order="min"
+                num_to_keep=1, checkpoint_score_attribute=best_by, checkpoint_score_order=order
             ),
         ),
     )

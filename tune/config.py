@@ -11,10 +11,11 @@ from bintally.config import Recipe
 from bintally.errors import ConfigError
 from data.args import ReadArgs, ResourceArgs
 from tune.objective import Objective
-from tune.space import SearchSpace, recipe_at
+from tune.space import SearchSpace, describe_point, recipe_at
 
 SEARCH_FILE: Final = "search.json"
 NLL: Final = Objective()
+_SHARED: Final = ("data.", "name")
 
 Sampler = Literal["random", "grid", "tpe", "bohb"]
 
@@ -99,12 +100,48 @@ class SearchConfig:
             raise ConfigError(f"grid_steps must be at least 1, not {self.grid_steps}")
         if self.final_seeds < 0:
             raise ConfigError(f"final_seeds must be at least 0, not {self.final_seeds}")
+        for field in self.space.dimensions:
+            if field.startswith(_SHARED):
+                raise ConfigError(f"space cannot vary {field}: all trials read the same rows")
         self.points()  # refuses bounds that no recipe allows
+        self._check_rungs()
         self.read.resolve()  # refuses shares and sizes that make no sense
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of the longest trial that the space allows."""
+        dimension = self.space.dimensions.get("max_epochs")
+        ends = () if dimension is None else dimension.ends()
+        return max((end for end in ends if isinstance(end, int)), default=self.recipe.max_epochs)
+
+    @property
+    def grace_epochs(self) -> int:
+        """The first epoch after which a trial may be stopped."""
+        return self.asha.grace_epochs or max(1, self.max_epochs // 6)
 
     def points(self) -> list[Recipe]:
         """The recipe at the corners of the space, to check before anything starts."""
-        return [recipe_at(self.recipe, point) for point in self.space.corners()]
+        recipes = []
+        for point in self.space.corners():
+            try:
+                recipes.append(recipe_at(self.recipe, point))
+            except ConfigError as error:
+                raise ConfigError(f"space at {describe_point(point)}: {str(error).removeprefix('set: ')}") from None
+        return recipes
+
+    def _check_rungs(self) -> None:
+        if not self.asha.enabled:
+            return
+        if self.grace_epochs > self.max_epochs:
+            raise ConfigError(
+                f"grace_epochs {self.grace_epochs} is more than max_epochs {self.max_epochs}; choose fewer"
+            )
+        num_rungs = 1 + int(math.log(self.max_epochs / self.grace_epochs) / math.log(self.asha.reduction_factor))
+        if self.asha.brackets > num_rungs:
+            raise ConfigError(
+                f"brackets must be at most {num_rungs}, not {self.asha.brackets}: so many rungs lie between"
+                f" grace_epochs {self.grace_epochs} and max_epochs {self.max_epochs}"
+            )
 
 
 _SEARCH = TypeAdapter(SearchConfig)

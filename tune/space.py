@@ -6,6 +6,7 @@ A dimension is written as `log:1e-4:1e-1` (log-uniform between two bounds), `uni
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, ClassVar, Final, Literal
@@ -40,6 +41,11 @@ class Choice:
             raise ConfigError("a choice of no values")
         if len(set(map(repr, self.values))) < len(self.values):
             raise ConfigError(f"a choice names a value twice: {', '.join(map(str, self.values))}")
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is no choice."""
+        return len(self.values) == 1
 
     def at(self, share: float) -> Value:
         """The value at a share in [0, 1) of the way."""
@@ -115,6 +121,10 @@ class SearchSpace:
         """Each end of every dimension, with each of the others."""
         return self._crossed({name: one.ends() for name, one in self.dimensions.items()})
 
+    def num_grid(self, num_steps: int) -> int:
+        """How many points the grid has."""
+        return math.prod(len(one.grid(num_steps)) for one in self.dimensions.values())
+
     def grid(self, num_steps: int) -> list[Point]:
         """All values of the choices, and so many of each interval, with one another."""
         return self._crossed({name: one.grid(num_steps) for name, one in self.dimensions.items()})
@@ -138,6 +148,26 @@ def parse_dimension(text: str) -> Dimension:
     except ValueError:
         raise ConfigError(f"a range is {kind}:LOW:HIGH, as {kind}:1:10, not {text!r}") from None
     return Interval(low=low, high=high, log=log, whole=whole)
+
+
+def parse_space(settings: Iterable[str]) -> dict[str, Dimension]:
+    """The dimensions of texts as `optim.weight_decay=log:1e-5:1e-2`, by field.
+
+    Raises:
+        ConfigError: a text is no FIELD=DIMENSION, or two name the same field.
+    """
+    dimensions: dict[str, Dimension] = {}
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals or not field or not text:
+            raise ConfigError(f"space must be FIELD=DIMENSION, as {LR}=log:1e-4:1e-1, not {setting!r}")
+        if field in dimensions:
+            raise ConfigError(f"space names {field} twice")
+        try:
+            dimensions[field] = parse_dimension(text)
+        except ConfigError as error:
+            raise ConfigError(f"space {field}: {error}") from None
+    return dimensions
 
 
 def recipe_at(recipe: Recipe, point: Point) -> Recipe:

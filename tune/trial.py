@@ -17,6 +17,7 @@ from data.args import ResourceArgs
 from data.training_rows import TrainingRows
 from train.state import FOR_THE_DRIVER, PARTIAL
 from train.trainer import build_trainer
+from tune.objective import SCORE, Objective
 from tune.space import Point, recipe_at
 
 
@@ -26,6 +27,7 @@ class TrialSetup:
 
     recipe: Recipe
     resources: ResourceArgs
+    objective: Objective
     storage_path: Path
 
 
@@ -39,12 +41,17 @@ def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
         # A name made of the trial's id: a restarted trial goes on with the checkpoints of its first life.
         name=f"train-{ray_tune.get_context().get_trial_id()}",
         storage_path=setup.storage_path,
-        callback=ReportEpochs(),  # type: ignore[no-untyped-call]  # Tune's __init__ has no annotations
+        callback=ReportEpochs(setup.objective),
+        keep=(setup.objective.metric, setup.objective.mode),
     ).fit()
 
 
 class ReportEpochs(TuneReportCallback):
     """Tells Tune of whole epochs: by a report in mid-epoch ASHA would judge an epoch that has not ended."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Tune's has no annotations
+        self._objective = objective
 
     def after_report(
         self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
@@ -52,4 +59,5 @@ class ReportEpochs(TuneReportCallback):
         """Called by Train once per report."""
         if not metrics[0].get(PARTIAL):
             figures = {name: value for name, value in metrics[0].items() if name not in FOR_THE_DRIVER}
+            figures[SCORE] = self._objective.loss(figures)
             super().after_report(run_context, [figures], checkpoint)
