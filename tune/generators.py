@@ -23,16 +23,16 @@ class ListedPoints(BasicVariantGenerator):
         # Tune knows nothing of the workers: more trials than fit would wait for one another for ever. The limit must
         # stand here: TuneConfig's own is ignored beside an explicit generator.
         super().__init__(points_to_evaluate=list(points), max_concurrent=at_once)
-        self._end = end
+        self.end = end
 
     def is_finished(self) -> bool:
         """Whether no trial may follow."""
-        return bool(super().is_finished()) or self._end.spent
+        return bool(super().is_finished()) or self.end.spent
 
     def get_state(self) -> dict[str, Any]:
         """What a resumed search goes on with; the points that are left are in it."""
         state: dict[str, Any] = super().get_state()  # type: ignore[no-untyped-call]  # Ray's
-        return {name: value for name, value in state.items() if name != "_end"}
+        return {name: value for name, value in state.items() if name != "end"}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_state`; a budget that was spent may be a new one now."""
@@ -44,12 +44,12 @@ class SuggestedPoints(SearchGenerator):
 
     def __init__(self, searcher: Searcher, at_once: int, end: EndTrials) -> None:
         super().__init__(ConcurrencyLimiter(searcher, max_concurrent=at_once))
-        self._end = end
+        self.end = end
         self._prefix = uuid.uuid4().hex[:5]
 
     def is_finished(self) -> bool:
         """Whether no trial may follow."""
-        return bool(super().is_finished()) or self._end.spent
+        return bool(super().is_finished()) or self.end.spent
 
     def set_state(self, state: dict[str, Any]) -> None:
         """As Tune's; a budget that was spent may be a new one now."""

@@ -51,8 +51,11 @@ def read_records(path: Path) -> list[EpochRecord]:
 
 
 def best_record(records: Iterable[EpochRecord], objective: Objective) -> EpochRecord:
-    """The best epoch of the best trial; the earlier one among equals. One that diverged has no checkpoint."""
-    return min(records, key=lambda record: (not record.checkpoint_path, objective.loss(record.metrics)))
+    """The best epoch of the best trial. One that diverged has no checkpoint.
+
+    The later one among equals, which accuracies often are: of those Train has kept the later checkpoint alone.
+    """
+    return min(records, key=lambda one: (not one.checkpoint_path, objective.loss(one.metrics), -one.epoch))
 
 
 def _parse(line: str) -> EpochRecord | None:

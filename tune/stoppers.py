@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ray.tune import Stopper
 
@@ -33,7 +33,9 @@ class EndTrials(Stopper):
 
     ASHA lets the first trial at a rung go on, whatever its score.
 
-    Tune's own way, `stop_all`, would end trials in mid-epoch.
+    Tune's own way, `stop_all`, would end trials in mid-epoch. Tune stores it twice, with the generator and with its own
+    state. Both copies become the newest one of this process, so that a resumed search heeds one, with a clock that
+    starts anew.
     """
 
     def __init__(self, budget: BudgetConfig, records: Path) -> None:
@@ -42,6 +44,10 @@ class EndTrials(Stopper):
         self._epochs: set[tuple[str, int]] | None = None
         self._started = 0.0
         self._told = False
+        _NEWEST[records] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _newest, (self._budget, self._records)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether the trial ends with this result."""
@@ -67,3 +73,10 @@ class EndTrials(Stopper):
             say(f"{why}: trials end after the epoch they are in")
             self._told = True
         return why is not None
+
+
+_NEWEST: Final[dict[Path, EndTrials]] = {}
+
+
+def _newest(budget: BudgetConfig, records: Path) -> EndTrials:
+    return _NEWEST.get(records) or EndTrials(budget, records)

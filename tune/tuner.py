@@ -42,11 +42,10 @@ def build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_once
         # No CPU: the drivers would eat the whole CPUs that Ray Data waits for.
         {"node:__internal_head__": 0.001},
     )
+    end = EndTrials(config.budget, run_dir / TRIALS_FILE)  # also what a restored Tuner heeds
     if resume and Tuner.can_restore(str(run_dir / EXPERIMENT)):
         return Tuner.restore(str(run_dir / EXPERIMENT), trainable=trainable, resume_errored=True)
     scheduler = build_scheduler(config)
-    # The generator shares it: Tune stores both with one pickle, so they share it in a restored search, too.
-    end = EndTrials(config.budget, run_dir / TRIALS_FILE)
     record = RecordEpochs(
         run_dir / TRIALS_FILE,
         objective=config.objective,
@@ -55,7 +54,7 @@ def build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_once
     )
     return Tuner(
         trainable,
-        param_space={},  # all of it comes from the generator
+        param_space=dict.fromkeys(config.space.dimensions),  # the values come from the generator
         tune_config=TuneConfig(
             metric=SCORE,
             mode="min",

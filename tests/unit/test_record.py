@@ -80,9 +80,10 @@ def test_a_higher_accuracy_does_not_outweigh_the_nll() -> None:
     assert best_record([accurate, best], Objective(metric="val_accuracy", mode="max")) is accurate
 
 
-def test_of_equals_the_earlier_is_the_best() -> None:
+def test_of_equals_the_later_is_the_best_since_train_keeps_its_checkpoint() -> None:
     first, second = epoch("a", 1), epoch("a", 2)
-    assert best_record([first, second], Objective()) is first
+    assert best_record([first, second], Objective()) is second
+    assert best_record([second, first], Objective()) is second
 
 
 def test_a_diverged_epoch_is_never_the_best() -> None:

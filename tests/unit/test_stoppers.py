@@ -1,6 +1,7 @@
 """When a search ends, by a budget; and who learns what from its trials."""
 
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def test_a_resumed_search_goes_on_counting(tmp_path: Path) -> None:
     assert end("b", result(1))
 
 
+def test_what_tune_has_stored_is_the_newest_one_of_this_process(tmp_path: Path) -> None:
+    old = EndTrials(BudgetConfig(trials=9, epochs=1), tmp_path / TRIALS_FILE)
+    assert old("a", result(1))
+    stored = pickle.dumps({"stopper": old, "generator": ListedPoints([], 1, old)})
+    new = EndTrials(BudgetConfig(trials=9, epochs=1), tmp_path / TRIALS_FILE)
+    restored = pickle.loads(stored)  # noqa: S301  # our own
+    assert restored["stopper"] is new
+    assert restored["generator"].end is new
+    assert not new.spent
+
+
 def test_no_time_is_left(tmp_path: Path) -> None:
     end = EndTrials(BudgetConfig(trials=9, time_s=1e-9), tmp_path / TRIALS_FILE)
     assert end("a", result(1))
@@ -99,7 +111,7 @@ def test_points_that_are_left_are_in_the_state_that_tune_stores(tmp_path: Path) 
     end = EndTrials(NO_LIMIT, tmp_path / TRIALS_FILE)
     state = ListedPoints([{LR: 0.1}, {LR: 0.2}], 1, end).get_state()
     assert state["_points_to_evaluate"] == [{LR: 0.1}, {LR: 0.2}]
-    assert "_end" not in state
+    assert "end" not in state
     other = ListedPoints([], 1, end)
     other.set_state(state | {"_finished": True})  # by a budget that the resumed search has anew
     assert not other.is_finished()
