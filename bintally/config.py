@@ -6,7 +6,7 @@ A Recipe is everything that a run's numbers depend on. Resources (workers, GPUs,
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -219,10 +219,6 @@ class Recipe:
             )
         if self.model.head != "softmax" and (self.loss.kind != "cross_entropy" or self.loss.class_weights):
             raise ConfigError(f"loss.kind and class_weights need model.head softmax, not {self.model.head}")
-
-    def with_optim(self, *, lr: float, global_batch_size: int) -> "Recipe":
-        """The same recipe at another point of the search space."""
-        return replace(self, optim=replace(self.optim, lr=lr, global_batch_size=global_batch_size))
 
     def size_in(self, epoch: int) -> int:
         """Height and width in pixels of the photos that the network sees in an epoch (from 1)."""

@@ -18,6 +18,7 @@ from bintally.metrics import CountTally
 from bintally.model import build_model
 from data.feed import Feed, FeedSpec
 from train.ema import WeightAverage
+from train.figures import DIVERGED, Keep, worst_figures
 from train.health import check
 from train.health_config import HealthConfig
 from train.health_record import read_epoch
@@ -30,7 +31,6 @@ from train.state import Fit, Progress, report, report_partial, resume
 from train.step import Stepper, on_device
 from train.workers import Worker
 
-DIVERGED: Final = 1e30  # ASHA never stops a trial that reports NaN, so a diverged loss is reported as this
 CONTROL_STEPS: Final = (
     8  # between two looks at the clock and at what the GPU found, each of which waits for all workers
 )
@@ -59,6 +59,8 @@ class LoopConfig:
     """When the run was started, by `time.time()`."""
     name: str
     """Of the training, among others of a search."""
+    keep: Keep
+    """Which checkpoint is best."""
     news: News | None
     """Hears of a stall while it lasts."""
 
@@ -205,7 +207,8 @@ def _train_epoch(run: Run, model: nn.Module, progress: Progress) -> Progress:
             unchecked.clear()
             if worker.any(worker.rank == 0 and time.monotonic() - saved >= run.config.checkpoint_s):
                 with monitor.phase("checkpoint"):
-                    report_partial(fit, _with_sums(progress, before, worker, loss_sum, num_images))
+                    sums = _with_sums(progress, before, worker, loss_sum, num_images)
+                    report_partial(fit, sums, run.config.keep)
                 saved = time.monotonic()
     _check_finite(worker, unchecked, progress)
     worker.share_buffers(fit.model)
@@ -269,18 +272,20 @@ def _validate(run: Run, epoch: int) -> CountTally:
 
 def _epoch_metrics(trained: Progress, tally: CountTally) -> dict[str, Any]:
     """The figures of one epoch, finite even if the training diverged."""
-    summary = tally.summary()
     train_loss = trained.loss_sum / max(1, trained.num_images)
+    summary = tally.summary()
+    scores = {f"val_{name}": summary[name] for name in ("nll", "accuracy", "within_one", "rmse", "mae")}
+    if not math.isfinite(summary["nll"]):  # what such weights answer is chance, even if it happens to be right
+        worst = worst_figures()
+        scores = {name: worst[name] for name in scores}
     return {
         "epoch": trained.epoch,
         "train_loss": train_loss if math.isfinite(train_loss) else DIVERGED,
-        "val_nll": summary["nll"] if math.isfinite(summary["nll"]) else DIVERGED,
-        **{f"val_{name}": summary[name] for name in ("accuracy", "within_one", "rmse", "mae", "num_images")},
+        **scores,
+        "val_num_images": summary["num_images"],
     }
 
 
 def _diverged_metrics(epoch: int, reason: str) -> dict[str, Any]:
     """An epoch that nobody may choose, with the reason."""
-    worst = dict.fromkeys(("train_loss", "val_nll", "val_rmse", "val_mae"), DIVERGED)
-    none = dict.fromkeys(("val_accuracy", "val_within_one", "val_num_images", "lr", "train_s", "epoch_s"), 0.0)
-    return {"epoch": epoch, **worst, **none, "images_per_s": 0.0, "diverged": reason}
+    return {"epoch": epoch, **worst_figures(), "diverged": reason}

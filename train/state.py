@@ -21,6 +21,7 @@ from bintally.config import Recipe
 from bintally.errors import CheckpointError
 from bintally.model import Counter
 from train.ema import WeightAverage
+from train.figures import Keep
 from train.optim import Schedule
 from train.storage import RESUME_FILE, drop_unlisted
 
@@ -117,9 +118,10 @@ def write_state(folder: Path, figures: dict[str, Any], fit: Fit, progress: Progr
         raise CheckpointError(f"checkpoint {folder} could not be written: {error}") from error
 
 
-def report_partial(fit: Fit, progress: Progress) -> None:
+def report_partial(fit: Fit, progress: Progress, keep: Keep) -> None:
     """A checkpoint in mid-epoch, which never counts as the best one."""
-    metrics = {PARTIAL: True, "epoch": progress.epoch, "val_nll": WORST}
+    metric, mode = keep
+    metrics = {PARTIAL: True, "epoch": progress.epoch, metric: WORST if mode == "min" else -WORST}
     report(metrics, fit, progress)
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from bintally.checkpoint import METRICS_FILE
 from bintally.model import WEIGHTS_FILE
+from train.figures import Keep
 
 RESUME_FILE: Final = "resume.pt"  # not part of the checkpoint that is served
 RECORD_FILE: Final = "checkpoint_manager_snapshot.json"
@@ -35,16 +36,17 @@ def drop_unlisted(run_dir: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def mend_record(run_dir: Path) -> None:
+def mend_record(run_dir: Path, keep: Keep) -> None:
     """Write the record anew from the whole checkpoints, if it was cut off."""
     path = run_dir / RECORD_FILE
     if not path.exists() or _read_record(run_dir) is not None:
         return
+    metric, mode = keep
     results = [_result(folder) for folder in sorted(run_dir.glob("checkpoint_*/")) if _is_whole(folder)]
     if not results:
         path.unlink()
         return
-    best_last = sorted(results, key=lambda result: -result.metrics["val_nll"])
+    best_last = sorted(results, key=lambda result: result.metrics[metric], reverse=mode == "min")
     state = _CheckpointManagerState(
         checkpoint_results=best_last,
         checkpoint_report_indices=[results.index(result) for result in best_last],

@@ -17,6 +17,7 @@ from bintally.model import build_model
 from data.args import ResourceArgs
 from data.pipeline import execution_options
 from data.training_rows import TrainingRows, sampling_of
+from train.figures import BEST_NLL, Keep
 from train.give_up import GiveUp
 from train.loop import LoopConfig, train_loop
 from train.news import News
@@ -110,8 +111,9 @@ def build_trainer(
     storage_path: Path,
     callback: UserCallback,
     news: News | None = None,
+    keep: Keep = BEST_NLL,
 ) -> TorchTrainer:
-    """A trainer that keeps its best checkpoint by validation NLL, besides the newest to resume from.
+    """A trainer that keeps its best checkpoint, besides the newest to resume from.
 
     Args:
         recipe: what to train.
@@ -121,8 +123,10 @@ def build_trainer(
         storage_path: absolute folder for runs.
         callback: hears of each epoch.
         news: hears of a stall while it lasts.
+        keep: which checkpoint is best: a figure of train/figures.py, and whether its "min" or "max" is.
     """
-    mend_record(storage_path / name)
+    best_by, order = keep
+    mend_record(storage_path / name, keep)
     feeds, plans = rows.feeds(recipe, num_workers=resources.num_workers, training=name)
     num_train = sampling_of(recipe).epoch_size(rows.num_train)
     loop = LoopConfig(
@@ -136,6 +140,7 @@ def build_trainer(
         stalled_s=resources.stalled_s,
         launched=time.time(),
         name=name,
+        keep=keep,
         news=news,
     )
     return TorchTrainer(
@@ -150,7 +155,7 @@ def build_trainer(
             callbacks=[GiveUp(), callback],  # type: ignore[list-item]  # annotated for Train v1's callbacks
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="val_nll", checkpoint_score_order="min"
+                num_to_keep=1, checkpoint_score_attribute=best_by, checkpoint_score_order=order
             ),
         ),
     )

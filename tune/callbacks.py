@@ -1,5 +1,6 @@
 """What a search does as results come in: record them, tell the user, and keep ASHA's memory over an interruption."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from data.progress import say
+from tune.objective import Objective
 from tune.record import EpochRecord, append_record
+from tune.space import describe_point
 
 _METRICS = (
     "val_nll",
@@ -26,8 +29,9 @@ _METRICS = (
 class RecordEpochs(Callback):
     """Appends each epoch to the record and prints it."""
 
-    def __init__(self, path: Path, *, max_epochs: int, num_trials: int) -> None:
+    def __init__(self, path: Path, *, objective: Objective, max_epochs: int, num_trials: int) -> None:
         self._path = path
+        self._objective = objective
         self._max_epochs = max_epochs
         self._num_trials = num_trials
         self._num_ended = 0
@@ -47,20 +51,21 @@ class RecordEpochs(Callback):
         """Called by Tune with each report of a trial."""
         record = EpochRecord(
             trial_id=trial.trial_id,
-            lr=trial.config["lr"],
-            global_batch_size=trial.config["global_batch_size"],
+            point=trial.config,
             epoch=result["epoch"],
             checkpoint_path=result.get("checkpoint_path", ""),
-            metrics={name: result[name] for name in _METRICS},
+            metrics={name: result[name] for name in {*_METRICS, self._objective.metric}},
+            ended=time.time(),
         )
         append_record(self._path, record)
-        better = record.score < self._best
-        self._best = min(self._best, record.score)
+        loss = self._objective.loss(record.metrics)
+        better = loss < self._best
+        self._best = min(self._best, loss)
         if "diverged" in result:
             say(f"{_name(trial)} diverged: {result['diverged']}")
             return
         say(
-            f"{_name(trial)} epoch {record.epoch}/{self._max_epochs}: val nll {record.score:.3f},"
+            f"{_name(trial)} epoch {record.epoch}/{self._max_epochs}: val nll {result['val_nll']:.3f},"
             f" accuracy {result['val_accuracy']:.1%}, {result['images_per_s']:,.0f} images/s"
             + ("  <- best so far" if better else "")
         )
@@ -97,6 +102,5 @@ class KeepRungs(Callback):
 
 
 def _name(trial: Trial) -> str:
-    config = trial.config
     number = int(trial.trial_id.rpartition("_")[2])
-    return f"trial {number} (lr {config['lr']:.2g}, batch {config['global_batch_size']})"
+    return f"trial {number} ({describe_point(trial.config)})"

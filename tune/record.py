@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-METRIC: Final = "val_nll"
+from tune.objective import Objective
+from tune.space import Point
+
 TRIALS_FILE: Final = "trials.jsonl"
 
 
@@ -19,17 +21,14 @@ class EpochRecord:
     """What a trial reported after one epoch."""
 
     trial_id: str
-    lr: float
-    global_batch_size: int
+    point: Point
+    """What the trial draws of the search space."""
     epoch: int
     checkpoint_path: str
     metrics: dict[str, float]
     """All figures of the epoch, as the training loop reports them."""
-
-    @property
-    def score(self) -> float:
-        """Validation NLL; the lower the better."""
-        return self.metrics[METRIC]
+    ended: float
+    """When it was reported, by `time.time()`."""
 
 
 def append_record(path: Path, record: EpochRecord) -> None:
@@ -51,9 +50,12 @@ def read_records(path: Path) -> list[EpochRecord]:
     return list(latest.values())
 
 
-def best_record(records: Iterable[EpochRecord]) -> EpochRecord:
-    """The best epoch of the best trial; the earlier one among equals. One that diverged has no checkpoint."""
-    return min(records, key=lambda record: record.score)
+def best_record(records: Iterable[EpochRecord], objective: Objective) -> EpochRecord:
+    """The best epoch of the best trial. One that diverged has no checkpoint.
+
+    The later one among equals, which accuracies often are: of those Train has kept the later checkpoint alone.
+    """
+    return min(records, key=lambda one: (not one.checkpoint_path, objective.loss(one.metrics), -one.epoch))
 
 
 def _parse(line: str) -> EpochRecord | None:

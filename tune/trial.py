@@ -19,6 +19,8 @@ from train.news import News
 from train.run_folder import METRICS_FILE, RECIPE_FILE, EpochLog, write_run_reports
 from train.state import FOR_THE_DRIVER, PARTIAL
 from train.trainer import build_trainer
+from tune.objective import SCORE, Objective
+from tune.space import Point, recipe_at
 
 _PREFIX: Final = "train-"  # of the folders of the trials
 
@@ -29,26 +31,29 @@ class TrialSetup:
 
     recipe: Recipe
     resources: ResourceArgs
+    objective: Objective
     storage_path: Path
     news: News
     """Takes lines for the driver's terminal."""
 
 
-def run_trial(point: dict[str, Any], *, setup: TrialSetup, rows: TrainingRows) -> None:
+def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
     """Train the shared recipe at one point of the search space; reports each epoch to Tune."""
-    recipe = setup.recipe.with_optim(lr=point["lr"], global_batch_size=point["global_batch_size"])
+    recipe = recipe_at(setup.recipe, point)
     trial_id = ray_tune.get_context().get_trial_id()
     # A name made of the trial's id: a restarted trial goes on with the checkpoints of its first life.
     folder = setup.storage_path / f"{_PREFIX}{trial_id}"
     folder.mkdir(parents=True, exist_ok=True)
     write_recipe(recipe, folder / RECIPE_FILE)
+    name = f"trial {int(trial_id.rpartition('_')[2])}"
     build_trainer(
         recipe,
         rows,
         setup.resources,
         name=folder.name,
         storage_path=setup.storage_path,
-        callback=ReportEpochs(EpochLog(folder), setup.news, f"trial {int(trial_id.rpartition('_')[2])}"),
+        callback=ReportEpochs(setup.objective, EpochLog(folder), setup.news, name),
+        keep=(setup.objective.metric, setup.objective.mode),
         news=setup.news,
     ).fit()
 
@@ -62,9 +67,9 @@ def write_trial_reports(storage_path: Path) -> None:
 class ReportEpochs(TuneReportCallback):
     """Tells Tune of whole epochs: by a report in mid-epoch ASHA would judge an epoch that has not ended."""
 
-    def __init__(self, log: EpochLog, news: News, name: str) -> None:
+    def __init__(self, objective: Objective, log: EpochLog, news: News, name: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Tune's has no annotations
-        self._log, self._news, self._name = log, news, name
+        self._objective, self._log, self._news, self._name = objective, log, news, name
 
     def after_report(
         self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
@@ -72,6 +77,7 @@ class ReportEpochs(TuneReportCallback):
         """Called by Train once per report."""
         if not metrics[0].get(PARTIAL):
             figures = {name: value for name, value in metrics[0].items() if name not in FOR_THE_DRIVER}
+            figures[SCORE] = self._objective.loss(figures)
             super().after_report(run_context, [figures], checkpoint)
             for line in self._log.add(metrics[0]):
                 self._news.put(f"{self._name} {line}")

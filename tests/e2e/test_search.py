@@ -58,7 +58,7 @@ def check_search(run_dir: Path) -> None:
     assert 3 <= results["epochs_run"] <= 4
     assert len({json.loads(line)["trial_id"] for line in (run_dir / "trials.jsonl").read_text().splitlines()}) == 2
     recipe = read_recipe(run_dir / "best.json")
-    assert (recipe.optim.lr, recipe.optim.global_batch_size) == (results["best"]["lr"], 16)
+    assert (recipe.optim.lr, recipe.optim.global_batch_size) == (results["best"]["point"]["optim.lr"], 16)
     checkpoint = load_checkpoint(run_dir / "checkpoint")
     assert checkpoint.recipe == recipe
     assert checkpoint.metrics["val_nll"] == results["best"]["val_nll"]
@@ -196,7 +196,9 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(
         (["--recipe", "unheard_of"], "recipe 'unheard_of' is unknown; choose one of"),
         (["--backbone", "resnet99"], "model.backbone 'resnet99' is unknown; choose small_cnn or one of"),
         (["--weights", "nowhere.safetensors"], "no weights file at 'nowhere.safetensors'"),
-        (["--lr", "0.1", "0.01"], "lr needs a low and a higher bound"),
+        (["--lr", "0.1", "0.01"], "lr: bounds must be finite, the lower one first"),
+        (["--space", "optim.colour=1,2"], "space names optim.colour, which is no field of a recipe"),
+        (["--space", "model.backbone=small_cnn,resnet99"], "model.backbone 'resnet99' is unknown"),
     ],
 )
 def test_bad_input_is_told_in_one_line(flags: list[str], message: str, synthetic_bucket: Path, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from bintally.recipes import RECIPES, baseline_resnet34, smoke
 from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
 from train.evaluate import EvaluateArgs
 from train.fit import FitArgs
-from tune.config import write_search
+from tune.config import AshaConfig, BudgetConfig, write_search
+from tune.objective import Objective
 from tune.search import SearchArgs
+from tune.space import BATCH_SIZE, LR, Choice, Interval
 
 
 @pytest.fixture
@@ -253,9 +255,12 @@ def test_flags_are_spelled_as_the_manual_has_them(command: type[FitArgs | Search
 def test_search_starts_from_the_baseline_on_abid_by_default() -> None:
     config = SearchArgs().resolve()
     assert config.recipe == baseline_resnet34()
-    assert (config.num_trials, config.resources) == (16, ResourceArgs())
-    assert config.space.lr == pytest.approx((0.1 / 30, 0.3))
-    assert config.space.batch_sizes == (32, 64, 128)
+    assert (config.budget, config.resources) == (BudgetConfig(trials=16), ResourceArgs())
+    assert config.space.dimensions == {
+        LR: Interval(low=0.1 / 30, high=0.1 * 3, log=True),
+        BATCH_SIZE: Choice(values=(32, 64, 128)),
+    }
+    assert (config.sampler, config.objective, config.asha) == ("random", Objective(), AshaConfig())
 
 
 def test_flags_of_search_override_the_recipe() -> None:
@@ -264,7 +269,7 @@ def test_flags_of_search_override_the_recipe() -> None:
         num_trials=3,
         max_epochs=5,
         lr=(1e-3, 1e-1),
-        batch_sizes=(8,),
+        batch_sizes=(8, 16),
         seed=7,
         bucket=SourceArgs(source="file:///tmp/bucket"),
         resources=ResourceArgs(num_workers=2, use_gpu=True),
@@ -272,7 +277,11 @@ def test_flags_of_search_override_the_recipe() -> None:
     config = args.resolve()
     data = replace(smoke().data, source="file:///tmp/bucket")
     assert config.recipe == replace(smoke(), data=data, max_epochs=5, seed=7)
-    assert (config.num_trials, config.space.lr, config.space.batch_sizes) == (3, (1e-3, 1e-1), (8,))
+    assert config.budget.trials == 3
+    assert config.space.dimensions == {
+        LR: Interval(low=1e-3, high=1e-1, log=True),
+        BATCH_SIZE: Choice(values=(8, 16)),
+    }
     assert config.resources == ResourceArgs(num_workers=2, use_gpu=True)
 
 
@@ -306,6 +315,28 @@ def test_a_resumed_search_goes_on_as_it_was_started(tmp_path: Path) -> None:
         (SearchArgs(lr=(1e-2, 1e-4)), "lr"),
         (SearchArgs(batch_sizes=()), "batch_sizes"),
         (SearchArgs(max_epochs=0), "max_epochs"),
+        (SearchArgs(space=(("optim.colour=1,2",),)), "optim.colour"),
+        (SearchArgs(space=(("optim.lr",),)), "space must be FIELD=DIMENSION"),
+        (SearchArgs(space=(("=1,2",),)), "space must be FIELD=DIMENSION"),
+        (SearchArgs(space=(("optim.lr=log:1:x",),)), "space optim.lr: a range is log:LOW:HIGH"),
+        (SearchArgs(space=(("seed=1,2",), ("seed=3,4",))), "space names seed twice"),
+        (SearchArgs(space=(("optim.lr=1,2",),), lr=(0.1, 0.2)), "--lr"),
+        (SearchArgs(space=(("max_epochs=1,2",),), max_epochs=3), "--max-epochs"),
+        (SearchArgs(space=(("optim.lr=1000",),)), "space: optim.*optim.lr must lie"),
+        (SearchArgs(space=(("optim.lr=1,1000",),)), "space at .*optim.lr must lie"),
+        (SearchArgs(space=(("optim.lr=0.1", "optim.global_batch_size=8"),)), "space is empty"),
+        (SearchArgs(space=(("data.image_size=64,128",),)), "space cannot vary data.image_size"),
+        (SearchArgs(space=(("model.head=softmax,corn", "loss.kind=sord,focal"),)), "space at .*model.head softmax"),
+        (SearchArgs(sampler="grid", grid_steps=0), "grid_steps"),
+        (SearchArgs(sampler="grid", grid_steps=9_999), "the grid has 29,997 points"),
+        (SearchArgs(objective="speed"), "objective must be one of nll, accuracy"),
+        (SearchArgs(max_total_epochs=0), "max_total_epochs"),
+        (SearchArgs(time_budget_s=0.0), "time_budget_s"),
+        (SearchArgs(grace_epochs=0), "grace_epochs"),
+        (SearchArgs(recipe="smoke", grace_epochs=3), "grace_epochs 3 is more than max_epochs 2"),
+        (SearchArgs(reduction_factor=1.0), "reduction_factor"),
+        (SearchArgs(recipe="smoke", brackets=2), "brackets must be at most 1, not 2"),
+        (SearchArgs(final_seeds=-1), "final_seeds"),
     ],
 )
 def test_search_refuses_what_cannot_be_searched(args: SearchArgs, names: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, asdict, replace
+from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Any
 
@@ -282,13 +282,6 @@ def test_a_recipe_file_nested_too_deeply(tmp_path: Path, depth: int) -> None:
     path.write_text('{"data": ' + "[" * depth + "]" * depth + "}")
     with pytest.raises(ConfigError, match=str(path)):
         read_recipe(path)
-
-
-def test_with_optim_changes_two_fields_and_nothing_else() -> None:
-    recipe = replace(smoke(), seed=3)
-    moved = recipe.with_optim(lr=0.5, global_batch_size=7)
-    assert (moved.optim.lr, moved.optim.global_batch_size) == (0.5, 7)
-    assert moved.with_optim(lr=recipe.optim.lr, global_batch_size=recipe.optim.global_batch_size) == recipe
 
 
 def test_a_recipe_cannot_be_changed_in_place() -> None:

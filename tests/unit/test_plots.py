@@ -16,6 +16,7 @@ from train.plots import (
     plot_risk_coverage,
     plot_sheet,
 )
+from tune.objective import Objective
 from tune.plots import plot_curves
 from tune.record import EpochRecord
 
@@ -41,11 +42,11 @@ def trial(trial_id: str, nlls: list[float]) -> list[EpochRecord]:
     return [
         EpochRecord(
             trial_id=trial_id,
-            lr=1e-3,
-            global_batch_size=32,
+            point={"optim.lr": 1e-3, "optim.global_batch_size": 32},
             epoch=number,
             checkpoint_path="",
             metrics={"val_nll": nll, "val_accuracy": 0.5},
+            ended=0.0,
         )
         for number, nll in enumerate(nlls, start=1)
     ]
@@ -64,13 +65,13 @@ def trial(trial_id: str, nlls: list[float]) -> list[EpochRecord]:
 )
 def test_curves_are_drawn(tmp_path: Path, trials: list[list[float]]) -> None:
     records = [record for number, nlls in enumerate(trials) for record in trial(str(number), nlls)]
-    plot_curves(records, tmp_path / "curves.png", max_epochs=3)
+    plot_curves(records, tmp_path / "curves.png", objective=Objective(), max_epochs=3)
     pixels(tmp_path / "curves.png")
 
 
 def test_a_diverged_trial_does_not_flatten_the_others(tmp_path: Path) -> None:
     good = trial("good", [2.0, 1.0, 0.2])
-    plot_curves(good + trial("bad", [1e30, 1e30, 1e30]), tmp_path / "curves.png", max_epochs=3)
+    plot_curves(good + trial("bad", [1e30, 1e30, 1e30]), tmp_path / "curves.png", objective=Objective(), max_epochs=3)
     black = (pixels(tmp_path / "curves.png") < 40).all(axis=2)
     frame = np.flatnonzero(black.sum(axis=0) > 300)  # the sides of both axes, from left to right
     inside = black[:, frame[0] + 5 : frame[frame > frame[0] + 100][0] - 5]
@@ -80,8 +81,8 @@ def test_a_diverged_trial_does_not_flatten_the_others(tmp_path: Path) -> None:
 
 def test_records_may_come_in_any_order(tmp_path: Path) -> None:
     records = trial("a", [2.0, 1.0, 0.5]) + trial("b", [1.9, 1.8, 1.7])
-    plot_curves(records, tmp_path / "a.png", max_epochs=3)
-    plot_curves([records[i] for i in (2, 0, 1, 4, 5, 3)], tmp_path / "b.png", max_epochs=3)
+    plot_curves(records, tmp_path / "a.png", objective=Objective(), max_epochs=3)
+    plot_curves([records[i] for i in (2, 0, 1, 4, 5, 3)], tmp_path / "b.png", objective=Objective(), max_epochs=3)
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
 
 

@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tune.objective import Objective
 from tune.record import EpochRecord, append_record, best_record, read_records
 
 
 def epoch(trial_id: str = "a", number: int = 1, *, val_nll: float = 1.0, lr: float = 1e-3) -> EpochRecord:
     return EpochRecord(
         trial_id=trial_id,
-        lr=lr,
-        global_batch_size=32,
+        point={"optim.lr": lr, "optim.global_batch_size": 32},
         epoch=number,
         checkpoint_path=f"/runs/{trial_id}/{number}",
         metrics={"val_nll": val_nll, "val_accuracy": 0.5},
+        ended=0.0,
     )
 
 
@@ -68,21 +69,23 @@ def test_an_epoch_that_was_run_again_counts_once_and_the_later_one_stays(tmp_pat
 def test_the_best_is_the_lowest_nll_of_any_epoch() -> None:
     best = epoch("b", 2, val_nll=0.4)
     others = [epoch("a", 1, val_nll=0.9), epoch("b", 1, val_nll=0.6), epoch("b", 3, val_nll=0.8)]
-    assert best_record([*others, best]) is best
-    assert best_record([best, *others]) is best
+    assert best_record([*others, best], Objective()) is best
+    assert best_record([best, *others], Objective()) is best
 
 
 def test_a_higher_accuracy_does_not_outweigh_the_nll() -> None:
     best = epoch("a", val_nll=0.4)
     accurate = replace(epoch("b", val_nll=0.5), metrics={"val_nll": 0.5, "val_accuracy": 0.99})
-    assert best_record([accurate, best]) is best
+    assert best_record([accurate, best], Objective()) is best
+    assert best_record([accurate, best], Objective(metric="val_accuracy", mode="max")) is accurate
 
 
-def test_of_equals_the_earlier_is_the_best() -> None:
+def test_of_equals_the_later_is_the_best_since_train_keeps_its_checkpoint() -> None:
     first, second = epoch("a", 1), epoch("a", 2)
-    assert best_record([first, second]) is first
+    assert best_record([first, second], Objective()) is second
+    assert best_record([second, first], Objective()) is second
 
 
 def test_a_diverged_epoch_is_never_the_best() -> None:
     good = epoch("b", val_nll=3.0)
-    assert best_record([epoch("a", val_nll=1e30), good]) is good
+    assert best_record([epoch("a", val_nll=1e30), good], Objective()) is good

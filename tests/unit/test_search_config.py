@@ -11,30 +11,20 @@ from bintally.config import Recipe
 from bintally.errors import ConfigError
 from bintally.recipes import RECIPES, smoke
 from data.args import ReadArgs, ResourceArgs
-from tune.config import SEARCH_FILE, SearchConfig, SearchSpace, read_search, write_search
+from tune.config import SEARCH_FILE, BudgetConfig, SearchConfig, read_search, write_search
+from tune.space import BATCH_SIZE, LR, Choice, Dimension, Interval, SearchSpace
 
 
 def make_config(recipe: Recipe | None = None, *, num_trials: int = 3) -> SearchConfig:
     return SearchConfig(
         recipe=recipe or smoke(),
-        space=SearchSpace(lr=(1 / 3 * 1e-3, 1e-1), batch_sizes=(8, 16)),
-        num_trials=num_trials,
+        space=SearchSpace(
+            dimensions={LR: Interval(low=1 / 3 * 1e-3, high=1e-1, log=True), BATCH_SIZE: Choice(values=(8, 16))}
+        ),
+        budget=BudgetConfig(trials=num_trials),
         resources=ResourceArgs(num_workers=2, use_gpu=True, num_cpus=4),
         read=ReadArgs(max_dropped="2%", stream=True),
     )
-
-
-@pytest.mark.parametrize(
-    "lr", [(1e-2, 1e-4), (1e-3, 1e-3), (0.0, 1e-2), (-1e-3, 1e-2), (float("nan"), 1e-2), (1e-4, float("nan"))]
-)
-def test_bounds_that_make_no_sense(lr: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match="lr needs a low and a higher bound"):
-        SearchSpace(lr=lr, batch_sizes=(32,))
-
-
-def test_no_batch_size() -> None:
-    with pytest.raises(ConfigError, match="batch_sizes is empty"):
-        SearchSpace(lr=(1e-4, 1e-2), batch_sizes=())
 
 
 @pytest.mark.parametrize("num_trials", [0, -1])
@@ -44,17 +34,24 @@ def test_no_trial(num_trials: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lr", "batch_sizes"), [((1.0, 1000.0), (32,)), ((1e-4, float("inf")), (32,)), ((1e-4, 1e-2), (32, 0))]
+    "dimensions",
+    [
+        {LR: Interval(low=1.0, high=1000.0, log=True)},
+        {BATCH_SIZE: Choice(values=(32, 0))},
+        {"optim.colour": Choice(values=(1,))},
+        {LR: Choice(values=("fast",))},
+    ],
+    ids=["lr too high", "batch of none", "no such field", "of another type"],
 )
-def test_points_that_no_recipe_allows(lr: tuple[float, float], batch_sizes: tuple[int, ...]) -> None:
+def test_points_that_no_recipe_allows(dimensions: dict[str, Dimension]) -> None:
     with pytest.raises(ConfigError):
-        replace(make_config(), space=SearchSpace(lr=lr, batch_sizes=batch_sizes))
+        replace(make_config(), space=SearchSpace(dimensions=dimensions))
 
 
 def test_the_corners_are_the_recipe_at_every_bound() -> None:
     config = make_config()
     corners = {(one.optim.lr, one.optim.global_batch_size) for one in config.points()}
-    assert corners == {(lr, size) for lr in config.space.lr for size in (8, 16)}
+    assert corners == {(lr, size) for lr in (1 / 3 * 1e-3, 1e-1) for size in (8, 16)}
     assert all(one.data == smoke().data and one.model == smoke().model for one in config.points())
 
 
@@ -69,7 +66,7 @@ def test_a_second_search_does_not_overwrite_the_first(tmp_path: Path) -> None:
     write_search(make_config(), tmp_path)
     with pytest.raises(ConfigError, match=f"run_dir {tmp_path} already holds a search.*--resume"):
         write_search(make_config(num_trials=9), tmp_path)
-    assert read_search(tmp_path).num_trials == 3
+    assert read_search(tmp_path).budget.trials == 3
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
@@ -102,7 +99,7 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "good", "bad"), [("num_trials", "3", "0"), ("max_dropped", '"2%"', '"200%"'), ("stream", "true", '"x"')]
+    ("name", "good", "bad"), [("trials", "3", "0"), ("max_dropped", '"2%"', '"200%"'), ("stream", "true", '"x"')]
 )
 def test_a_file_edited_out_of_range_is_refused(tmp_path: Path, name: str, good: str, bad: str) -> None:
     write_search(make_config(), tmp_path)

@@ -12,6 +12,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from bintally.checkpoint import save_checkpoint
 from bintally.model import build_model
 from bintally.recipes import smoke
+from train.figures import BEST_NLL
 from train.storage import drop_unlisted, mend_record
 
 RECORD = "checkpoint_manager_snapshot.json"
@@ -41,10 +42,10 @@ def manager_of(run_dir: Path) -> CheckpointManager:
 @pytest.mark.parametrize("kept", [0.0, 0.5])
 def test_a_record_that_was_cut_off_is_written_anew_from_the_whole_checkpoints(kept: float, run_dir: Path) -> None:
     (run_dir / RECORD).write_text("")
-    mend_record(run_dir)
+    mend_record(run_dir, BEST_NLL)
     whole = (run_dir / RECORD).read_text()
     (run_dir / RECORD).write_text(whole[: round(kept * len(whole))])
-    mend_record(run_dir)
+    mend_record(run_dir, BEST_NLL)
     manager = manager_of(run_dir)
     latest, best = manager.latest_checkpoint_result, manager.best_checkpoint_result
     assert (Path(latest.checkpoint.path).name, Path(best.checkpoint.path).name) == ("checkpoint_3", "checkpoint_2")
@@ -54,15 +55,15 @@ def test_a_record_that_was_cut_off_is_written_anew_from_the_whole_checkpoints(ke
 def test_without_a_whole_checkpoint_a_run_begins_anew(tmp_path: Path) -> None:
     (tmp_path / "train" / "checkpoint_1").mkdir(parents=True)
     (tmp_path / "train" / RECORD).write_text("")
-    mend_record(tmp_path / "train")
+    mend_record(tmp_path / "train", BEST_NLL)
     assert manager_of(tmp_path / "train").latest_checkpoint_result is None
 
 
 def test_a_sound_record_stays_and_what_it_does_not_list_goes(run_dir: Path) -> None:
     (run_dir / RECORD).write_text("")
-    mend_record(run_dir)
+    mend_record(run_dir, BEST_NLL)
     sound = (run_dir / RECORD).read_text()
-    mend_record(run_dir)
+    mend_record(run_dir, BEST_NLL)
     assert (run_dir / RECORD).read_text() == sound
     drop_unlisted(run_dir)
     assert sorted(path.name for path in run_dir.glob("checkpoint_*/")) == [f"checkpoint_{n}" for n in (1, 2, 3)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bintally.config import LossConfig, Recipe
+from bintally.config import LossConfig, Recipe, with_settings
 from bintally.errors import ClusterTooSmallError, ConfigError
 from bintally.recipes import smoke
 from data.args import ResourceArgs
@@ -24,7 +24,7 @@ from train.trainer import check_fits, check_rows, trainings_at_once
 
 
 def recipe(batch_size: int) -> Recipe:
-    return smoke().with_optim(lr=1e-3, global_batch_size=batch_size)
+    return with_settings(smoke(), [f"optim.global_batch_size={batch_size}"])
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers", "num_train"), [(16, 1, 16), (16, 4, 100), (1, 1, 1), (6, 3, 6)])
