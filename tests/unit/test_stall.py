@@ -10,6 +10,7 @@ from bintally.model import build_model
 from bintally.recipes import smoke
 from data.decode import Share
 from data.feed import FeedSpec
+from train.figures import BEST_NLL
 from train.loop import LoopConfig, _monitor
 from train.optim import build_optimizer, build_schedule
 from train.state import Fit, Progress
@@ -27,6 +28,7 @@ def config_of(news: Any) -> LoopConfig:  # noqa: ANN401  # a queue of this proce
         checkpoint_s=60.0,
         on_health="warn",
         stalled_s=0.2,
+        keep=BEST_NLL,
         launched=0.0,
         name="train-7",
         news=news,

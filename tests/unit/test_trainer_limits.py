@@ -19,6 +19,7 @@ from data.order import Sampling
 from data.pipeline import IdTable
 from data.stored import StoredRows
 from data.training_rows import SplitRows, TrainingRows, sampling_of
+from train.figures import BEST_NLL
 from train.loop import LoopConfig
 from train.trainer import check_fits, check_rows, trainings_at_once
 
@@ -123,6 +124,7 @@ def test_what_the_workers_get_survives_its_dict(sampling: Sampling | None, store
         checkpoint_s=60.0,
         on_health="stop",
         stalled_s=7.0,
+        keep=BEST_NLL,
         launched=1.5,
         name="train",
         news=None,
@@ -145,6 +147,7 @@ def test_unpacking_leaves_the_dict_as_it_is() -> None:
         checkpoint_s=60.0,
         on_health="warn",
         stalled_s=7.0,
+        keep=BEST_NLL,
         launched=0.0,
         name="train",
         news=None,
