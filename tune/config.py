@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from bintally.config import Recipe
 from bintally.errors import ConfigError
 from data.args import ReadArgs, ResourceArgs
+from train.tracking import TrackerName
 from tune.objective import Objective
 from tune.space import SearchSpace, recipe_at
 
@@ -89,6 +90,10 @@ class SearchConfig:
     """Start a trial that ran out of memory again with half the photos at once, and the gradients accumulated."""
     final_seeds: int = 3
     """Trainings of the winner on its full budget, each with another seed, after the search; 0 keeps its trial."""
+    price_per_hour: float | None = None
+    """Of one worker, in any currency; None shows hours alone."""
+    track: tuple[TrackerName, ...] = ()
+    """Where each trial is recorded, too."""
     resources: ResourceArgs
     """What one trial may use."""
     read: ReadArgs
@@ -99,6 +104,8 @@ class SearchConfig:
             raise ConfigError(f"grid_steps must be at least 1, not {self.grid_steps}")
         if self.final_seeds < 0:
             raise ConfigError(f"final_seeds must be at least 0, not {self.final_seeds}")
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
+            raise ConfigError(f"price_per_hour must be finite and at least 0, not {self.price_per_hour}")
         self.points()  # refuses bounds that no recipe allows
         self.read.resolve()  # refuses shares and sizes that make no sense
 

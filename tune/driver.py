@@ -1,6 +1,5 @@
-"""The search itself: rows once, trials side by side under ASHA, the best checkpoint at the end."""
+"""The search itself: rows once, trials side by side under ASHA, then `tune.conclude`."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,21 +8,19 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
-from bintally.config import write_recipe
-from bintally.errors import RunError
 from data.drops import DropLedger
 from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session
 from data.training_rows import TrainingRows
-from train.model_card import write_model_card
-from train.run import describe, keep_checkpoint, keep_drops
+from train.run import keep_drops
 from train.trainer import check_fits, check_model, check_rows, cluster_resources, trainings_at_once
-from tune.callbacks import KeepRungs, RecordEpochs
+from tune.callbacks import KeepRungs, RecordEpochs, TrackTrials
+from tune.conclude import check_ended, conclude
 from tune.config import SearchConfig
-from tune.plots import plot_curves
-from tune.record import TRIALS_FILE, EpochRecord, best_record, read_records
-from tune.space import Choice, Dimension, describe_point, recipe_at
+from tune.live import LiveView, live_table
+from tune.record import TRIALS_FILE, EpochRecord, begin_session
+from tune.space import Choice, Dimension
 from tune.trial import TrialSetup, run_trial
 
 EXPERIMENT: Final = "tune"  # folder of Tune's own state in the run folder
@@ -32,7 +29,8 @@ EXPERIMENT: Final = "tune"  # folder of Tune's own state in the run folder
 def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> EpochRecord:
     """Run or resume a search; the best epoch of the best trial.
 
-    Leaves in the run folder: best.json, checkpoint/, curves.png, trials.jsonl, results.json and drops.json.
+    Leaves in the run folder: best.json, checkpoint/, report.html, curves.png, trials.jsonl, events.jsonl, results.json,
+    drops.json and, of the trainings at the end, final/.
 
     Raises:
         BinTallyError: the source, the cluster or every trial failed.
@@ -43,7 +41,8 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
     for point in config.points():
         check_fits(point, config.resources, len(splits["train"]))  # before Ray starts; again when the rows are known
     with ray_session(config.resources.num_cpus):
-        at_once = min(trainings_at_once(cluster_resources(), config.resources), config.budget.trials)
+        slots = trainings_at_once(cluster_resources(), config.resources)
+        at_once = min(slots, config.budget.trials)
         num_ids = len(splits["train"]) + len(splits["val"])
         ledger = DropLedger.start(max_faults=config.read.max_faults(num_ids))
         rows = load_training_rows(splits, config.recipe, ledger, config.read)
@@ -51,21 +50,21 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
             check_rows(point, config.resources, rows)
         tuner = _build_tuner(config, rows, run_dir, at_once, resume=resume)
         say(f"{config.budget.trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
-        results = tuner.fit()
+        view = LiveView(
+            folder=run_dir,
+            title="search",
+            objective=config.objective,
+            max_epochs=config.recipe.max_epochs,
+            at_once=at_once,
+            budget=config.budget,
+        )
+        begin_session(run_dir)
+        with live_table(view):
+            results = tuner.fit()
         keep_drops(rows, run_dir)
         ledger.check()
-    records = read_records(run_dir / TRIALS_FILE)
-    if records:
-        plot_curves(records, run_dir / "curves.png", objective=config.objective, max_epochs=config.recipe.max_epochs)
-    outcomes = [results[index] for index in range(len(results))]
-    if sum(bool(one.error) or _ran_out(one.metrics) for one in outcomes) < config.budget.trials:
-        say(f"interrupted; go on with: python tune/search.py --resume --run-dir {run_dir}")
-        raise KeyboardInterrupt
-    if not records:
-        raise RunError(f"no trial reported an epoch; the first failed with: {_last_line(outcomes[0].error)}")
-    if not best_record(records, config.objective).checkpoint_path:
-        raise RunError("all trials diverged; choose lower bounds of --lr")
-    return _keep_best(config, records, run_dir, num_failed=len(results.errors))
+        check_ended(results, config, run_dir)
+        return conclude(config, rows, splits["test"], run_dir, slots)
 
 
 def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_once: int, *, resume: bool) -> Tuner:
@@ -108,7 +107,7 @@ def _build_tuner(config: SearchConfig, rows: TrainingRows, run_dir: Path, at_onc
             name=EXPERIMENT,
             storage_path=str(run_dir),
             failure_config=FailureConfig(max_failures=1),
-            callbacks=[record, KeepRungs(scheduler)],
+            callbacks=[record, KeepRungs(scheduler), TrackTrials(config.track, run_dir, config.recipe)],
             verbose=0,
         ),
     )
@@ -122,34 +121,3 @@ def _domain(dimension: Dimension) -> Any:  # noqa: ANN401  # Tune's domains
         return draw(int(dimension.low), int(dimension.high) + 1)
     draw = ray_tune.loguniform if dimension.log else ray_tune.uniform
     return draw(dimension.low, dimension.high)
-
-
-def _keep_best(config: SearchConfig, records: list[EpochRecord], run_dir: Path, *, num_failed: int) -> EpochRecord:
-    """Write what a search is for: the recipe and the checkpoint of its best epoch."""
-    best = best_record(records, config.objective)
-    winner = recipe_at(config.recipe, best.point)
-    write_recipe(winner, run_dir / "best.json")
-    target = keep_checkpoint(Path(best.checkpoint_path), run_dir / "checkpoint")
-    write_model_card(target, winner, {"epoch": best.epoch, **best.metrics})
-    epochs_run, epochs_in_full = len(records), config.budget.trials * config.recipe.max_epochs
-    results = {
-        "best": {"trial_id": best.trial_id, "point": best.point, "epoch": best.epoch, **best.metrics},
-        "num_trials": config.budget.trials,
-        "num_failed": num_failed,
-        "epochs_run": epochs_run,
-        "epochs_without_early_stopping": epochs_in_full,
-    }
-    (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    say(f"best: {describe_point(best.point)}, epoch {best.epoch}")
-    say(f"      {describe(best.metrics)}")
-    say(f"{epochs_run} epochs run; without early stopping {epochs_in_full}")
-    say(f"recipe, checkpoint and curves: {run_dir}")
-    return best
-
-
-def _ran_out(metrics: dict[str, Any] | None) -> bool:
-    return bool(metrics and metrics.get("done"))
-
-
-def _last_line(error: Exception | None) -> str:
-    return str(error).strip().splitlines()[-1] if error else "no error"

@@ -17,6 +17,7 @@ from bintally.cli import readable_errors
 from bintally.errors import ConfigError
 from bintally.recipes import get_recipe
 from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
+from train.tracking import TrackerName, check_trackers
 from tune.config import BudgetConfig, SearchConfig, read_search, write_search
 from tune.space import BATCH_SIZE, LR, Choice, Interval, SearchSpace
 
@@ -41,6 +42,10 @@ class SearchArgs:
     """Share of the training rows that one epoch visits, a fresh one each epoch. Default: the recipe's."""
     balanced: bool = False
     """Visit every count equally often."""
+    price_per_hour: float | None = None
+    """Price of one worker (GPU or CPU) for an hour, for the report's costs. Default: hours alone are shown."""
+    track: tuple[TrackerName, ...] = ()
+    """Also record each trial for tensorboard, or mlflow (an extra), or both."""
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/."""
     resume: bool = False
@@ -72,6 +77,8 @@ class SearchArgs:
                 dimensions={LR: Interval(low=low, high=high, log=True), BATCH_SIZE: Choice(values=self.batch_sizes)}
             ),
             budget=BudgetConfig(trials=self.num_trials),
+            price_per_hour=self.price_per_hour,
+            track=self.track,
             resources=self.resources,
             read=self.read.resolve(),
         )
@@ -82,6 +89,7 @@ def main() -> None:
     with readable_errors():
         args = tyro.cli(SearchArgs, description=__doc__)
         config = args.resolve()
+        check_trackers(config.track)
         run_dir = new_run_dir(args.run_dir, "search")
         if not args.resume:
             write_search(config, run_dir)
