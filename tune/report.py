@@ -17,6 +17,9 @@ from tune.space import describe_point
 from tune.trials import TrialView
 
 REPORT_FILE: Final = "report.html"
+_WIDE: Final = (
+    "#trials table { min-width: 50rem; } #space table, #short table { min-width: 34rem; }"  # on a phone they scroll
+)
 _CHAPTERS: Final = {
     "short": "In short",
     "curves": "Curves",
@@ -70,7 +73,7 @@ def render_report(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Search: {text(run_dir.name)}</title><style>{style}</style></head><body>"
+        f"<title>Search: {text(run_dir.name)}</title><style>{style}{_WIDE}</style></head><body>"
         f'<header><h1>What the search found</h1><p class="where"><code>{text(run_dir.name)}</code>: recipe'
         f" {text(recipe.name)} on <code>{text(recipe.data.source)}</code>, {results['num_begun']} of"
         f" {results['num_trials']} trials begun, up to {recipe.max_epochs} epochs each, {made}</p>"

@@ -57,17 +57,19 @@ def check_search(run_dir: Path) -> None:
     assert 3 <= results["epochs_run"] <= 4
     assert len({json.loads(line)["trial_id"] for line in (run_dir / "trials.jsonl").read_text().splitlines()}) == 2
     recipe = read_recipe(run_dir / "best.json")
-    assert (recipe.optim.lr, recipe.optim.global_batch_size) == (results["best"]["lr"], 16)
+    assert (recipe.optim.lr, recipe.optim.global_batch_size) == (results["best"]["point"]["optim.lr"], 16)
     checkpoint = load_checkpoint(run_dir / "checkpoint")
     assert checkpoint.recipe == recipe
-    assert checkpoint.metrics["val_nll"] == results["best"]["val_nll"]
+    kept = results["final"]["kept_metrics"] if results["final"] else results["best"]
+    assert checkpoint.metrics["val_nll"] == kept["val_nll"]
     assert (run_dir / "curves.png").stat().st_size > 5_000
-    assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == [
+    assert (run_dir / "report.html").stat().st_size > 50_000
+    assert {path.name for path in (run_dir / "checkpoint").iterdir()} - {"calibration.json"} == {
         "README.md",
         "config.json",
         "metrics.json",
         "model.safetensors",
-    ]
+    }
 
 
 @pytest.fixture(scope="module")
