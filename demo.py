@@ -146,6 +146,7 @@ def report(run_dir: Path, num_right: int, num_requests: int, wall_s: float) -> N
     )
     print(f"All of it took {wall_s / 60:.1f} minutes. Everything lies in {run_dir}:")
     for name, what in {
+        "search/report.html": "how the search went, trial by trial",
         "search/curves.png": "learning curves of all trials",
         "search/best.json": "the best recipe, for train/fit.py --recipe-file",
         "search/checkpoint": "the best checkpoint, for serve and train/evaluate.py",

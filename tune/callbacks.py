@@ -59,7 +59,7 @@ class RecordEpochs(Callback):
             point=trial.config,
             epoch=result["epoch"],
             checkpoint_path=result.get("checkpoint_path", ""),
-            metrics={name: result[name] for name in {*_METRICS, self._objective.metric}},
+            metrics={name: result[name] for name in dict.fromkeys((*_METRICS, self._objective.metric))},
             ended=time.time(),
         )
         best = min((self._objective.loss(one.metrics) for one in read_records(self._path)), default=float("inf"))

@@ -19,6 +19,7 @@ from tune.callbacks import last_line
 from tune.config import SearchConfig
 from tune.costs import Costs, busy_share, costs_of
 from tune.final import (
+    FOLDER,
     Candidate,
     best_kept,
     calibrate,
@@ -153,13 +154,7 @@ def write_outcome(
     """Write results.json and report.html."""
     events = read_events(run_dir / EVENTS_FILE)
     trials = follow_trials(read_records(run_dir / TRIALS_FILE), events)
-    costs = costs_of(
-        trials,
-        max_epochs=config.recipe.max_epochs,
-        num_workers=config.resources.num_workers,
-        use_gpu=config.resources.use_gpu,
-        price_per_hour=config.price_per_hour,
-    )
+    costs = _costs(config, run_dir)
     results = {
         "best": {"trial_id": best.trial_id, "point": best.point, "epoch": best.epoch, **best.metrics},
         "objective": {"metric": config.objective.metric, "mode": config.objective.mode},
@@ -174,11 +169,22 @@ def write_outcome(
         "at_once": at_once,
         "busy_share": busy_share(events, at_once, config.budget.trials),
         "importance": importance_of(trials, config.space, config.objective).figures(),
-        "final": final,
+        "final": None if final is None else final | {"costs": _costs(config, run_dir / FOLDER).figures()},
     }
     (run_dir / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
     write_report(config, trials, events, results, run_dir)
     return costs
+
+
+def _costs(config: SearchConfig, folder: Path) -> Costs:
+    """Of the trials whose record lies in a folder."""
+    return costs_of(
+        follow_trials(read_records(folder / TRIALS_FILE), read_events(folder / EVENTS_FILE)),
+        max_epochs=config.recipe.max_epochs,
+        num_workers=config.resources.num_workers,
+        use_gpu=config.resources.use_gpu,
+        price_per_hour=config.price_per_hour,
+    )
 
 
 def _hours(costs: Costs) -> str:

@@ -30,9 +30,11 @@ class Costs:
     def figures(self) -> dict[str, Any]:
         """JSON-ready; money only for a given price."""
         money = self.price_per_hour
-        hours = {"epochs_saved": self.epochs_saved, "unit": self.unit, "hours": self.worker_hours}
         return {
-            **hours,
+            "epochs_run": self.epochs_run,
+            "epochs_saved": self.epochs_saved,
+            "unit": self.unit,
+            "hours": self.worker_hours,
             "hours_saved": self.worker_hours_saved,
             "price_per_hour": money,
             "cost": None if money is None else money * self.worker_hours,

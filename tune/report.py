@@ -241,14 +241,17 @@ def cost_section(charts: Mapping[str, Path], results: Mapping[str, Any]) -> str:
             f"{costs['hours_saved']:.3g} ({_share(costs['hours_saved'], whole_hours)})",
         ),
     ]
-    if costs["price_per_hour"] is not None:
-        rows.append(
-            (f"money, at {costs['price_per_hour']:g} an hour", f"{costs['cost']:.4g}", f"{costs['cost_saved']:.4g}")
-        )
+    spent = costs["cost"]
+    if results["final"]:
+        final = results["final"]["costs"]
+        rows.append((f"{costs['unit']} of the final trainings", f"{final['hours']:.3g}", "-"))
+        spent = None if spent is None else spent + final["cost"]
+    if spent is not None:
+        rows.append((f"money, at {costs['price_per_hour']:g} an hour", f"{spent:.4g}", f"{costs['cost_saved']:.4g}"))
     how = (
-        "Used: the time in which trials held their workers, times the workers of each; the final trainings are not"
-        " in it. Saved: the epochs that trials which were stopped early did not run, at the mean time of their own"
-        " epochs, against running them to the end; trials that failed or diverged saved nothing."
+        "Used: the time in which trials held their workers, times the workers of each. Saved: the epochs that trials"
+        " which were stopped early did not run, at the mean time of their own epochs, against running them to the end;"
+        " trials that failed or diverged saved nothing."
     )
     caption = (
         "No trial ever waited for a slot."

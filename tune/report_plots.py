@@ -157,6 +157,9 @@ def scale_of(dimension: Dimension) -> list[Value]:
 def draw_running(axes: Axes, events: Sequence[TrialEvent], at_once: int) -> None:
     """Trials that run at a time, beside how many can."""
     steps = running_over_time(events)
+    if not steps:
+        axes.annotate("no begins and ends are recorded", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        return
     minutes = [(at - steps[0][0]) / 60 for at, _ in steps]
     axes.fill_between(minutes, [number for _, number in steps], step="post", color=ACCENT, alpha=0.35, linewidth=0)
     axes.step(minutes, [number for _, number in steps], where="post", color=ACCENT, linewidth=1.4)
@@ -166,7 +169,7 @@ def draw_running(axes: Axes, events: Sequence[TrialEvent], at_once: int) -> None
     )
     axes.set(xlabel="minutes since the start", ylabel="running trials", ylim=(0, at_once * 1.15 + 0.1))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    if minutes and minutes[-1] > 0:
+    if minutes[-1] > 0:
         axes.set_xlim(0, minutes[-1])
 
 

@@ -19,7 +19,7 @@ from tune.config import BudgetConfig, SearchConfig
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, TrialEvent, append_record, read_records
 from tune.space import LR, Interval, SearchSpace
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", autouse=True)

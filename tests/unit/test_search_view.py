@@ -115,6 +115,7 @@ def results_of(config: SearchConfig, trials: Sequence[TrialView], events: Sequen
         "busy_share": busy_share(events, 2, 12),
         "importance": importance_of(trials, config.space, config.objective).figures(),
         "final": {
+            "costs": costs.figures(),
             "kept": "seed1",
             "why": "kept: seed1, the best of 2 on validation (val_nll 0.91; the search's best trial 0.95)",
             "kept_metrics": seed,
