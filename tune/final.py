@@ -179,21 +179,23 @@ def calibrate(chosen_dir: Path, rows: TrainingRows, config: SearchConfig) -> Non
 def score_test(
     candidates: Sequence[Candidate], chosen: Candidate, ids: Sequence[str], config: SearchConfig, run_dir: Path
 ) -> dict[str, Any]:
-    """The figures of each seed, and of what is kept, on the test split; counted once and for all, then read back.
+    """The figures of each seed, and of what is kept, on the test split; counted once for each, then read back.
 
     Raises:
         SourceError: the split cannot be read.
     """
     path = run_dir / FOLDER / TEST_FILE
-    if path.exists():
-        figures: dict[str, Any] = json.loads(path.read_text())
+    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    scored = [one for one in {one.name: one for one in [*candidates, chosen]}.values() if one.name not in figures]
+    if not scored:
         return figures
-    scored = list({one.name: one for one in [*candidates, chosen]}.values())
     say(f"final: counting {len(ids):,} ids of the test split by {len(scored)} checkpoints")
     checkpoints = [load_checkpoint(one.checkpoint_dir) for one in scored]
     counted = count_split(ids, checkpoints, config.read, "test", use_gpu=config.resources.use_gpu)
-    figures = {one.name: counted.figures(number, Bootstrap()) for number, one in enumerate(scored)}
-    path.write_text(json.dumps(figures, indent=2) + "\n")
+    figures |= {one.name: counted.figures(number, Bootstrap()) for number, one in enumerate(scored)}
+    partial = path.with_suffix(".tmp")  # a reader never sees half of it
+    partial.write_text(json.dumps(figures, indent=2) + "\n")
+    partial.replace(path)
     return figures
 
 

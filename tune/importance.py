@@ -93,6 +93,8 @@ def _between(values: Sequence[Any], losses: np.ndarray) -> tuple[float | None, s
     for value, rank in zip(values, by_loss, strict=True):
         groups[value].append(float(rank))
     num_trials, num_groups = len(losses), len(groups)
+    if num_groups == 1:
+        return None, f"all trials have {next(iter(groups))}"
     if num_groups < 2 or num_trials <= num_groups or not by_loss.std():
         return None, "too few different trials"
     total = float(((by_loss - by_loss.mean()) ** 2).sum())

@@ -20,6 +20,7 @@ REPORT_FILE: Final = "report.html"
 _WIDE: Final = (
     "#trials table { min-width: 50rem; } #space table, #short table { min-width: 34rem; }"  # on a phone they scroll
 )
+_NOT_YET: Final = "Its own checkpoint is kept until the final trainings have ended."
 _CHAPTERS: Final = {
     "short": "In short",
     "curves": "Curves",
@@ -102,7 +103,7 @@ def short_section(config: SearchConfig, results: Mapping[str, Any]) -> str:
             f" ({best[objective.metric]:.4g}). Being the best of {results['num_begun']} on the photos that chose it,"
             " this figure flatters."
         ),
-        *(final_facts(final) if final else ["Its own checkpoint was kept; there was no final training."]),
+        *(final_facts(final) if final else [_NOT_YET if config.final_seeds else "There was no final training."]),
     ]
     return section("short", "In short", tiles(figures), bullets(facts), seed_table(final) if final else "")
 

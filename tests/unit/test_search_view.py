@@ -324,8 +324,10 @@ def test_a_page_of_one_trial_without_a_final(tmp_path: Path) -> None:
     results = {**results_of(config, trials, events), "final": None}
     write_report(config, trials, events, results, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "there was no final training" in page
+    assert "until the final trainings have ended" in page
     assert "this means little" in page
+    write_report(replace(config, final_seeds=0), trials, events, results, tmp_path)
+    assert "There was no final training" in (tmp_path / "report.html").read_text()
 
 
 def test_money_is_shown_for_a_price_alone(tmp_path: Path) -> None:
