@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.tune import ResultGrid
-
 from bintally.checkpoint import WEIGHTS_FILE
 from bintally.config import write_recipe
 from bintally.errors import RunError
@@ -15,7 +13,6 @@ from data.progress import say
 from data.training_rows import TrainingRows
 from train.model_card import write_model_card
 from train.run import describe, keep_checkpoint
-from tune.callbacks import last_line
 from tune.config import SearchConfig
 from tune.costs import Costs, busy_share, costs_of
 from tune.final import (
@@ -36,12 +33,12 @@ from tune.plots import plot_curves
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, TrialEvent, best_record, read_events, read_records
 from tune.report import write_report
 from tune.space import describe_point, recipe_at
-from tune.trials import follow_trials
+from tune.trials import ended_ids, follow_trials
 
 RESULTS_FILE = "results.json"
 
 
-def check_ended(results: ResultGrid, config: SearchConfig, run_dir: Path) -> None:
+def check_ended(config: SearchConfig, run_dir: Path) -> None:
     """Tell a search that came to its end from one that was interrupted or found nothing.
 
     Raises:
@@ -51,13 +48,11 @@ def check_ended(results: ResultGrid, config: SearchConfig, run_dir: Path) -> Non
     records, events = read_records(run_dir / TRIALS_FILE), read_events(run_dir / EVENTS_FILE)
     if records:
         plot_curves(records, run_dir / "curves.png", objective=config.objective, max_epochs=config.recipe.max_epochs)
-    outcomes = [results[number] for number in range(len(results))]
-    num_over = sum(bool(one.error or (one.metrics or {}).get("done")) for one in outcomes)
-    if num_over < config.budget.trials and not budget_spent(config, records, events):
+    if len(ended_ids(events)) < config.budget.trials and not budget_spent(config, records, events):
         raise interrupted(run_dir)
     if not records:
-        first = outcomes[0].error if outcomes else None
-        raise RunError(f"no trial reported an epoch; the first failed with: {last_line(first)}")
+        reason = next((one.reason for one in events if one.what == "failed"), "no reason was given")
+        raise RunError(f"no trial reported an epoch; the first failed with: {reason}")
     if not best_record(records, config.objective).checkpoint_path:
         raise RunError("all trials diverged; choose lower bounds of --lr")
 

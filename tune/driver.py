@@ -60,10 +60,10 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         )
         begin_session(run_dir)
         with live_table(view):
-            results = tuner.fit()
+            tuner.fit()
         keep_drops(rows, run_dir)
         ledger.check()
-        check_ended(results, config, run_dir)
+        check_ended(config, run_dir)
         return conclude(config, rows, splits["test"], run_dir, slots)
 
 

@@ -32,7 +32,7 @@ from tune.live import LiveView, live_table
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, begin_session, read_events, read_records
 from tune.space import describe_point, recipe_at
 from tune.trial import TrialSetup, run_trial
-from tune.trials import follow_trials
+from tune.trials import ended_ids, follow_trials
 
 FOLDER: Final = "final"
 TEST_FILE: Final = "test.json"
@@ -72,9 +72,8 @@ def train_seeds(config: SearchConfig, winner: Recipe, rows: TrainingRows, run_di
     )
     begin_session(folder)
     with live_table(view):
-        results = tuner.fit()
-    outcomes = [results[number] for number in range(len(results))]
-    return sum(bool(one.error or (one.metrics or {}).get("done")) for one in outcomes) == len(seeds)
+        tuner.fit()
+    return len(ended_ids(read_events(folder / EVENTS_FILE))) == len(seeds)
 
 
 def seeds_of(winner: Recipe, number: int) -> list[int]:

@@ -91,6 +91,11 @@ def follow_trials(
     ]
 
 
+def ended_ids(events: Iterable[TrialEvent]) -> set[str]:
+    """The trials that came to an end of any kind. Tune's own results forget it of some when it is restored."""
+    return {trial_id for trial_id, event in _newest(events).items() if event.what != "started"}
+
+
 def _is_sound(record: EpochRecord) -> bool:
     return bool(record.checkpoint_path)  # an epoch that diverged has none
 

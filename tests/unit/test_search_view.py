@@ -19,7 +19,7 @@ from tune.objective import Objective
 from tune.record import EVENTS_FILE, EpochRecord, TrialEvent, What, append_record, read_events
 from tune.report import write_report
 from tune.space import BATCH_SIZE, LR, Choice, Interval, SearchSpace
-from tune.trials import TrialView, follow_trials
+from tune.trials import TrialView, ended_ids, follow_trials
 
 START = 1_800_000_000.0
 RATES = (3e-4, 8e-4, 2e-3, 5e-3, 9e-3, 2e-2, 6e-2, 1e-3, 4e-3, 6e-3, 3e-3, 7e-4)
@@ -202,6 +202,8 @@ def test_a_trial_of_a_killed_session_waits_until_it_is_started_again() -> None:
     states = [(one.state, one.spans) for one in follow_trials(records[:3], killed)]
     assert [state for state, _ in states] == ["waiting", "waiting"]
     assert all(end < START + 200 for _, spans in states for _, end in spans)  # with the last sign of life
+    assert ended_ids(killed) == set()
+    assert ended_ids(events) == {"ab12c_00000", "ab12c_00001"}
     again = TrialEvent(what="started", at=START + 1010, trial_id="ab12c_00000", point={})
     trials = follow_trials(records[:3], [*killed, again], now=START + 1020)
     assert [one.state for one in trials] == ["running", "waiting"]
