@@ -17,6 +17,7 @@ from tune.live import on_terminal
 from tune.objective import Objective
 from tune.record import EVENTS_FILE, EpochRecord, TrialEvent, What, append_record, read_events, read_records
 from tune.space import describe_point, recipe_at
+from tune.trials import ended_ids
 
 _METRICS: Final = (
     "val_nll",
@@ -102,8 +103,7 @@ class RecordEpochs(Callback):
         append_record(self._path.with_name(EVENTS_FILE), event)
 
     def _num_ended(self) -> int:
-        events = read_events(self._path.with_name(EVENTS_FILE))
-        return len({one.trial_id for one in events if one.what not in ("session", "started")})
+        return len(ended_ids(read_events(self._path.with_name(EVENTS_FILE))))
 
     def _name(self, trial: Trial) -> str:
         # By the record, since the ids of some samplers hold no number, and this object may be older than the record.
