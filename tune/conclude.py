@@ -11,7 +11,7 @@ from bintally.config import write_recipe
 from bintally.errors import RunError
 from data.progress import say
 from data.training_rows import TrainingRows
-from train.model_card import write_model_card
+from train.model_card import CARD_FILE, write_model_card
 from train.run import describe, keep_checkpoint
 from tune.config import SearchConfig
 from tune.costs import Costs, busy_share, costs_of
@@ -135,7 +135,7 @@ def _keep(chosen: Candidate, run_dir: Path) -> Path:
     """Copy a checkpoint to where a server finds it, with its card, and its recipe beside it; unless it is there."""
     target = run_dir / "checkpoint"
     kept, weights = target / WEIGHTS_FILE, chosen.checkpoint_dir / WEIGHTS_FILE
-    if kept.exists() and filecmp.cmp(kept, weights, shallow=False):
+    if (target / CARD_FILE).exists() and filecmp.cmp(kept, weights, shallow=False):  # the card is written last
         return target
     write_recipe(chosen.recipe, run_dir / "best.json")
     keep_checkpoint(chosen.checkpoint_dir, target)
