@@ -5,10 +5,22 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from data.report_photos import ShownPhoto
 
 _TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg"}
+
+
+class Html(str):
+    """Text that is HTML already, for a cell that is more than words."""
+
+    __slots__ = ()
+
+
+def link(target: str, words: str) -> Html:
+    """A link to a file beside the page; both are escaped."""
+    return Html(f'<a href="{quote(target)}">{text(words)}</a>')
 
 
 def text(value: object) -> str:
@@ -41,12 +53,15 @@ def photo(shown: ShownPhoto | None, *, alt: str, caption: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, label: str, numeric: Iterable[int] = ()) -> str:
-    """A table whose first column names the row; columns in `numeric` stand to the right. All cells are escaped."""
+    """A table whose first column names the row; columns in `numeric` stand to the right.
+
+    All cells are escaped but those that are `Html`.
+    """
     right = set(numeric)
 
     def cell(tag: str, column: int, value: object, scope: str = "") -> str:
         side = ' class="n"' if column in right else ""
-        return f"<{tag}{scope}{side}>{text(value)}</{tag}>"
+        return f"<{tag}{scope}{side}>{value if isinstance(value, Html) else text(value)}</{tag}>"
 
     top = "".join(cell("th", column, value, ' scope="col"') for column, value in enumerate(head))
     body = "".join(

@@ -30,6 +30,10 @@ class StoredRows:
         """The rows of a materialized dataset with the columns id, position, image and count."""
         return cls(fetched.get_internal_block_refs(), num_ids)
 
+    def dataset(self) -> Dataset:
+        """The rows as a dataset, for tasks that go through all of them."""
+        return ray.data.from_arrow_refs(self._blocks)
+
     def open(self) -> "OpenRows":
         """Map the rows into this process; on another node than theirs they are copied over once."""
         names = [ID, POSITION, IMAGE, COUNT]

@@ -30,17 +30,20 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 
 
 @contextmanager
-def tracked(names: Sequence[TrackerName], run_dir: Path, recipe: Recipe) -> Iterator[list[Tracker]]:
+def tracked(
+    names: Sequence[TrackerName], run_dir: Path, recipe: Recipe, *, run: str | None = None
+) -> Iterator[list[Tracker]]:
     """The chosen trackers, open. A run that goes on in its folder goes on in its record.
 
     Args:
         names: which ones.
         run_dir: folder of the run, for TensorBoard's events, and MLflow's files unless MLFLOW_TRACKING_URI is set.
         recipe: recorded as the run's parameters.
+        run: one of several runs in that folder, as the trials of a search, which are one experiment.
     """
     makers = {"tensorboard": _tensorboard, "mlflow": _mlflow}
     with ExitStack() as stack:
-        yield [stack.enter_context(makers[name](run_dir, recipe)) for name in names]
+        yield [stack.enter_context(makers[name](run_dir, recipe, run)) for name in names]
 
 
 def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -49,10 +52,10 @@ def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def _tensorboard(run_dir: Path, recipe: Recipe) -> Iterator[Tracker]:
+def _tensorboard(run_dir: Path, recipe: Recipe, run: str | None) -> Iterator[Tracker]:
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(run_dir / "tensorboard")) as writer:
+    with SummaryWriter(str(run_dir / "tensorboard" / (run or ""))) as writer:
         writer.add_text("recipe", "\n".join(f"- {name}: {value}" for name, value in _flat(asdict(recipe)).items()))
 
         def write(epoch: int, figures: Mapping[str, float]) -> None:
@@ -64,19 +67,20 @@ def _tensorboard(run_dir: Path, recipe: Recipe) -> Iterator[Tracker]:
 
 
 @contextmanager
-def _mlflow(run_dir: Path, recipe: Recipe) -> Iterator[Tracker]:
+def _mlflow(run_dir: Path, recipe: Recipe, run: str | None) -> Iterator[Tracker]:
     # Since 3.x MLflow wants a database; for a run on one machine its files do, and need nothing installed.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"file:{run_dir / 'mlflow'}"))
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-    earlier = client.search_runs([experiment_id], f"attributes.run_name = '{run_dir.name}'", max_results=1)
-    run_id = earlier[0].info.run_id if earlier else client.create_run(experiment_id, run_name=run_dir.name).info.run_id
+    name, of = (run_dir.name, EXPERIMENT) if run is None else (run, f"{EXPERIMENT} {run_dir.name}")
+    experiment = client.get_experiment_by_name(of)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(of)
+    earlier = client.search_runs([experiment_id], f"attributes.run_name = '{name}'", max_results=1)
+    run_id = earlier[0].info.run_id if earlier else client.create_run(experiment_id, run_name=name).info.run_id
     if not earlier:
-        for name, value in _flat(asdict(recipe)).items():
-            client.log_param(run_id, name, value)
+        for field, value in _flat(asdict(recipe)).items():
+            client.log_param(run_id, field, value)
 
     def write(epoch: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():

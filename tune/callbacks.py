@@ -1,19 +1,25 @@
 """What a search does as results come in: record them, tell the user, and keep ASHA's memory over an interruption."""
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from bintally.config import Recipe
 from data.progress import say
+from train.tracking import Tracker, TrackerName, figures_of, tracked
+from tune.live import on_terminal
 from tune.objective import Objective
-from tune.record import EpochRecord, append_record
-from tune.space import describe_point
+from tune.record import EVENTS_FILE, EpochRecord, TrialEvent, What, append_record, read_events, read_records
+from tune.space import describe_point, recipe_at
+from tune.trials import ended_ids
 
-_METRICS = (
+_METRICS: Final = (
     "val_nll",
     "val_accuracy",
     "val_within_one",
@@ -24,26 +30,26 @@ _METRICS = (
     "images_per_s",
     "epoch_s",
 )
+_TRACKED: Final = {*_METRICS, "lr", "train_s"}
 
 
 class RecordEpochs(Callback):
-    """Appends each epoch to the record and prints it."""
+    """Appends each epoch, begin and end to the record, and prints it; on a terminal the live table shows the epochs."""
 
-    def __init__(self, path: Path, *, objective: Objective, max_epochs: int, num_trials: int) -> None:
+    def __init__(
+        self, path: Path, *, objective: Objective, max_epochs: int, num_trials: int, label: str = "trial"
+    ) -> None:
         self._path = path
         self._objective = objective
         self._max_epochs = max_epochs
         self._num_trials = num_trials
-        self._num_ended = 0
-        self._best = float("inf")
+        self._label = label
+        self._stopped: set[str] = set()
+        self._diverged: dict[str, str] = {}
 
-    def get_state(self) -> dict[str, Any]:
-        """What a resumed search goes on with."""
-        return {"num_ended": self._num_ended, "best": self._best}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `get_state`."""
-        self._num_ended, self._best = state["num_ended"], state["best"]
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called by Tune when the process of a trial has started, also after a fault or a resume."""
+        self._append("started", trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -54,33 +60,95 @@ class RecordEpochs(Callback):
             point=trial.config,
             epoch=result["epoch"],
             checkpoint_path=result.get("checkpoint_path", ""),
-            metrics={name: result[name] for name in {*_METRICS, self._objective.metric}},
+            metrics={name: result[name] for name in dict.fromkeys((*_METRICS, self._objective.metric))},
             ended=time.time(),
         )
+        best = min((self._objective.loss(one.metrics) for one in read_records(self._path)), default=float("inf"))
         append_record(self._path, record)
-        loss = self._objective.loss(record.metrics)
-        better = loss < self._best
-        self._best = min(self._best, loss)
+        if result.get("done"):  # so by the search; a training that ends by itself says so after its last report
+            self._stopped.add(trial.trial_id)
         if "diverged" in result:
-            say(f"{_name(trial)} diverged: {result['diverged']}")
-            return
-        say(
-            f"{_name(trial)} epoch {record.epoch}/{self._max_epochs}: val nll {result['val_nll']:.3f},"
-            f" accuracy {result['val_accuracy']:.1%}, {result['images_per_s']:,.0f} images/s"
-            + ("  <- best so far" if better else "")
-        )
+            self._diverged[trial.trial_id] = result["diverged"]
+            say(f"{self._name(trial)} diverged: {result['diverged']}")
+        elif not on_terminal():
+            say(
+                f"{self._name(trial)} epoch {record.epoch}/{self._max_epochs}: val nll {result['val_nll']:.3f},"
+                f" accuracy {result['val_accuracy']:.1%}, {result['images_per_s']:,.0f} images/s"
+                + ("  <- best so far" if self._objective.loss(record.metrics) < best else "")
+            )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune when a trial ran to its end or was stopped early."""
-        self._num_ended += 1
         epoch = (trial.last_result or {}).get("epoch", 0)
-        how = "ran to its end" if epoch >= self._max_epochs else f"stopped early after epoch {epoch}"
-        say(f"{_name(trial)} {how}; {self._num_ended} of {self._num_trials} trials ended")
+        early = trial.trial_id in self._stopped and epoch < self._max_epochs
+        if trial.trial_id in self._diverged:
+            self._append("diverged", trial, reason=self._diverged[trial.trial_id])
+        else:
+            self._append("stopped" if early else "ended", trial)
+        how = (
+            "ran to its end"
+            if epoch >= self._max_epochs
+            else f"{'stopped early' if early else 'ended'} after epoch {epoch}"
+        )
+        say(f"{self._name(trial)} {how}; {self._num_ended()} of {self._num_trials} {self._label}s ended")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune when a trial failed for good."""
-        self._num_ended += 1
-        say(f"{_name(trial)} FAILED; its error.txt lies in {self._path.parent}")
+        reason = last_line(trial.get_error())
+        self._append("failed", trial, reason=reason)
+        say(f"{self._name(trial)} FAILED: {reason}; its error.txt lies in {self._path.parent}")
+
+    def _append(self, what: What, trial: Trial, *, reason: str = "") -> None:
+        event = TrialEvent(what=what, at=time.time(), trial_id=trial.trial_id, point=trial.config, reason=reason)
+        append_record(self._path.with_name(EVENTS_FILE), event)
+
+    def _num_ended(self) -> int:
+        return len(ended_ids(read_events(self._path.with_name(EVENTS_FILE))))
+
+    def _name(self, trial: Trial) -> str:
+        # By the record, since the ids of some samplers hold no number, and this object may be older than the record.
+        begun = dict.fromkeys(one.trial_id for one in read_events(self._path.with_name(EVENTS_FILE)) if one.trial_id)
+        number = list(begun).index(trial.trial_id) if trial.trial_id in begun else len(begun)
+        return f"{self._label} {number} ({describe_point(trial.config)})"
+
+
+class TrackTrials(Callback):
+    """Records each trial for TensorBoard and MLflow as a run of its own, all of them under the search's experiment."""
+
+    def __init__(self, names: Sequence[TrackerName], run_dir: Path, recipe: Recipe) -> None:
+        self._names = tuple(names)
+        self._run_dir = run_dir
+        self._recipe = recipe
+        self._open: dict[str, tuple[ExitStack, list[Tracker]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is open: Tune stores its callbacks with the search."""
+        return {**self.__dict__, "_open": {}}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Called by Tune with each report of a trial."""
+        if trial.trial_id not in self._open:
+            stack = ExitStack()
+            recipe, run = recipe_at(self._recipe, trial.config), f"trial-{trial.trial_id}"
+            trackers = stack.enter_context(tracked(self._names, self._run_dir, recipe, run=run))
+            self._open[trial.trial_id] = stack, trackers
+        figures = {name: value for name, value in figures_of(result).items() if name in _TRACKED}
+        for track in self._open[trial.trial_id][1]:
+            track(result["epoch"], figures)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called by Tune when a trial ran to its end or was stopped early."""
+        self._close(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called by Tune when a trial failed for good."""
+        self._close(trial)
+
+    def _close(self, trial: Trial) -> None:
+        if trial.trial_id in self._open:
+            self._open.pop(trial.trial_id)[0].close()
 
 
 class KeepRungs(Callback):
@@ -101,6 +169,6 @@ class KeepRungs(Callback):
                 scores.update(kept)
 
 
-def _name(trial: Trial) -> str:
-    number = int(trial.trial_id.rpartition("_")[2])
-    return f"trial {number} ({describe_point(trial.config)})"
+def last_line(error: BaseException | None) -> str:
+    """The line of an error, often wrapped with its traceback by Ray, that says what went wrong."""
+    return str(error).strip().splitlines()[-1] if error and str(error).strip() else "no reason was given"

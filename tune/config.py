@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from bintally.config import Recipe
 from bintally.errors import ConfigError
 from data.args import ReadArgs, ResourceArgs
+from train.tracking import TrackerName
 from tune.objective import Objective
 from tune.space import SearchSpace, describe_point, recipe_at
 
@@ -88,6 +89,10 @@ class SearchConfig:
     """When trials are stopped early."""
     final_seeds: int = 3
     """Trainings of the winner on its full budget, each with another seed, after the search; 0 keeps its trial."""
+    price_per_hour: float | None = None
+    """Of one worker, in any currency; None shows hours alone."""
+    track: tuple[TrackerName, ...] = ()
+    """Where each trial is recorded, too."""
     resources: ResourceArgs
     """What one trial may use."""
     read: ReadArgs
@@ -101,6 +106,8 @@ class SearchConfig:
         for field in self.space.dimensions:
             if field.startswith(_SHARED):
                 raise ConfigError(f"space cannot vary {field}: all trials read the same rows")
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
+            raise ConfigError(f"price_per_hour must be finite and at least 0, not {self.price_per_hour}")
         self.points()  # refuses bounds that no recipe allows
         self._check_rungs()
         self.read.resolve()  # these refuse shares, sizes and times that make no sense

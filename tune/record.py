@@ -1,19 +1,23 @@
-"""The record of a search: one JSON line per epoch of a trial, appended as it happens, so that a kill loses nothing.
+"""The record of a search: a JSON line per epoch of a trial, and one per begin and end, so that a kill loses nothing.
 
-Tune's own result grid forgets the epochs before a restore; this file does not.
+Tune's own result grid forgets the epochs before a restore; these files do not.
 """
 
 import json
 import os
+import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tune.objective import Objective
 from tune.space import Point
 
 TRIALS_FILE: Final = "trials.jsonl"
+EVENTS_FILE: Final = "events.jsonl"
+
+What = Literal["session", "started", "stopped", "ended", "diverged", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +35,23 @@ class EpochRecord:
     """When it was reported, by `time.time()`."""
 
 
-def append_record(path: Path, record: EpochRecord) -> None:
-    """Append one epoch, on a line of its own even if a kill left half a line before it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialEvent:
+    """That a trial began or came to an end, or that the search was started or resumed."""
+
+    what: What
+    """`stopped` is by the search, `ended` by the training itself."""
+    at: float
+    """By `time.time()`."""
+    trial_id: str = ""
+    """Empty for a session."""
+    point: Point = field(default_factory=dict)
+    reason: str = ""
+    """Why it failed or diverged."""
+
+
+def append_record(path: Path, record: EpochRecord | TrialEvent) -> None:
+    """Append one epoch or event, on a line of its own even if a kill left half a line before it."""
     line = json.dumps(asdict(record)).encode() + b"\n"
     with path.open("a+b") as file:
         if file.tell() > 0:
@@ -41,13 +60,20 @@ def append_record(path: Path, record: EpochRecord) -> None:
         file.write(line)
 
 
+def begin_session(folder: Path) -> None:
+    """Note in a search's events that it is started, or goes on."""
+    append_record(folder / EVENTS_FILE, TrialEvent(what="session", at=time.time()))
+
+
 def read_records(path: Path) -> list[EpochRecord]:
     """All epochs of all trials; of an epoch that a resumed trial ran again, the later one."""
-    if not path.exists():
-        return []
-    records = (_parse(line) for line in path.read_text().splitlines())
-    latest = {(record.trial_id, record.epoch): record for record in records if record is not None}
-    return list(latest.values())
+    records = (EpochRecord(**values) for values in _read_lines(path))
+    return list({(record.trial_id, record.epoch): record for record in records}.values())
+
+
+def read_events(path: Path) -> list[TrialEvent]:
+    """All begins and ends, in order."""
+    return [TrialEvent(**values) for values in _read_lines(path)]
 
 
 def best_record(records: Iterable[EpochRecord], objective: Objective) -> EpochRecord:
@@ -58,9 +84,14 @@ def best_record(records: Iterable[EpochRecord], objective: Objective) -> EpochRe
     return min(records, key=lambda one: (not one.checkpoint_path, objective.loss(one.metrics), -one.epoch))
 
 
-def _parse(line: str) -> EpochRecord | None:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [values for line in lines if (values := _parse(line)) is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError:
         return None  # the last line of a search that was killed while writing it
-    return EpochRecord(**values)
+    return values

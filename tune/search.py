@@ -22,6 +22,7 @@ from bintally.config import Recipe, with_settings
 from bintally.errors import ConfigError
 from bintally.recipes import get_recipe
 from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
+from train.tracking import TrackerName, check_trackers
 from tune.config import AshaConfig, BudgetConfig, Sampler, SearchConfig, read_search, write_search
 from tune.objective import parse_objective
 from tune.presets import Preset, get_preset
@@ -83,6 +84,10 @@ class SearchArgs:
     """Share of the training rows that one epoch visits, a fresh one each epoch. Default: the recipe's."""
     balanced: bool = False
     """Visit every count equally often."""
+    price_per_hour: float | None = None
+    """Price of one worker (GPU or CPU) for an hour, for the report's costs. Default: hours alone are shown."""
+    track: tuple[TrackerName, ...] = ()
+    """Also record each trial for tensorboard, or mlflow (an extra), or both."""
     run_dir: Path | None = None
     """Folder of the run. Default: a new one under runs/."""
     resume: bool = False
@@ -124,6 +129,8 @@ class SearchArgs:
                 enabled=self.asha,
             ),
             final_seeds=self.final_seeds if self.final else 0,
+            price_per_hour=self.price_per_hour,
+            track=self.track,
             resources=self.resources,
             read=self.read.resolve(),
         )
@@ -177,6 +184,7 @@ def main() -> None:
     with readable_errors():
         args = tyro.cli(SearchArgs, description=__doc__)
         config = args.resolve()
+        check_trackers(config.track)
         run_dir = new_run_dir(args.run_dir, "search")
         if not args.resume:
             write_search(config, run_dir)

@@ -8,7 +8,7 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.search import SearchAlgorithm
 
 from data.training_rows import TrainingRows
-from tune.callbacks import KeepRungs, RecordEpochs
+from tune.callbacks import KeepRungs, RecordEpochs, TrackTrials
 from tune.config import SearchConfig
 from tune.generators import ListedPoints, SuggestedPoints
 from tune.objective import SCORE
@@ -49,6 +49,7 @@ def build_tuner(
         max_epochs=config.max_epochs,
         num_trials=config.budget.trials,
     )
+    track = TrackTrials(config.track, run_dir, config.recipe)
     return Tuner(
         trainable,
         param_space=dict.fromkeys(config.space.dimensions),  # the values come from the generator
@@ -63,7 +64,7 @@ def build_tuner(
             name=EXPERIMENT,
             storage_path=str(run_dir),
             failure_config=FailureConfig(max_failures=1),
-            callbacks=[record, KeepRungs(scheduler)] if isinstance(scheduler, Asha) else [record],
+            callbacks=[record, track, *([KeepRungs(scheduler)] if isinstance(scheduler, Asha) else [])],
             stop=end,
             verbose=0,
         ),

@@ -61,7 +61,8 @@ def check_search(run_dir: Path) -> None:
     assert (recipe.optim.lr, recipe.optim.global_batch_size) == (results["best"]["point"]["optim.lr"], 16)
     checkpoint = load_checkpoint(run_dir / "checkpoint")
     assert checkpoint.recipe == recipe
-    assert checkpoint.metrics["val_nll"] == results["best"]["val_nll"]
+    kept = results["final"]["kept_metrics"] if results["final"] else results["best"]
+    assert checkpoint.metrics["val_nll"] == kept["val_nll"]
     assert (run_dir / "curves.png").stat().st_size > 5_000
     trials = sorted((run_dir / "trials").iterdir())
     assert len(trials) == 2
@@ -69,12 +70,13 @@ def check_search(run_dir: Path) -> None:
         assert len(json.loads((trial / "health.json").read_text())["rules"]) == 15
         assert "<svg" in (trial / "profile.html").read_text()
         assert (trial / "curves.png").stat().st_size > 5_000
-    assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == [
+    assert (run_dir / "report.html").stat().st_size > 50_000
+    assert {path.name for path in (run_dir / "checkpoint").iterdir()} - {"calibration.json"} == {
         "README.md",
         "config.json",
         "metrics.json",
         "model.safetensors",
-    ]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,8 @@ def found(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in running_ray.items() if bucket != synthetic_bucket else ():
             patch.setenv(name, value)
-        output = run(folder, "tune/search.py", *SEARCH, "--source", f"file://{bucket}", "--run-dir", "found")
+        final = ("--final-seeds", 1) if bucket == synthetic_bucket else ("--no-final",)
+        output = run(folder, "tune/search.py", *SEARCH, *final, "--source", f"file://{bucket}", "--run-dir", "found")
     assert "2 trials of smoke, 2 at a time" in output
     assert "dropped" in output
     return folder
@@ -142,7 +145,7 @@ def test_fit_the_recipe_that_was_found(found: Path) -> None:
 @pytest.mark.usefixtures("shared_ray")
 def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path: Path) -> None:
     flags = ("--source", s3_bucket, "--endpoint-url", s3_endpoint, "--run-dir", "found")
-    output = run(tmp_path, "tune/search.py", *SEARCH, "--num-workers", 2, *flags)
+    output = run(tmp_path, "tune/search.py", *SEARCH, "--num-workers", 2, "--no-final", *flags)
     check_search(tmp_path / "found")
     assert "2 trials of smoke, 1 at a time" in output
     assert "200 ids" in output
@@ -152,7 +155,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(
     synthetic_bucket: Path, join_ray: Callable[[], None], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "found"
-    flags = [*SEARCH, "--source", f"file://{synthetic_bucket}", "--run-dir", run_dir]
+    flags = [*SEARCH, "--no-final", "--source", f"file://{synthetic_bucket}", "--run-dir", run_dir]
     environment = os.environ | {"STARTED_BY": str(tmp_path)}
     search = subprocess.Popen(
         command("tune/search.py", *flags),
@@ -195,7 +198,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(
         (["--resume"], "holds no search to resume"),
         (["--recipe", "unheard_of"], "recipe 'unheard_of' is unknown; choose one of"),
         (["--backbone", "resnet99"], "model.backbone 'resnet99' is unknown; choose small_cnn or one of"),
-        (["--weights", "nowhere.safetensors"], "no weights file at 'nowhere.safetensors'"),
+        (["--weights", "nowhere.safetensors"], "there are no weights at 'nowhere.safetensors'"),
         (["--lr", "0.1", "0.01"], "lr: bounds must be finite, the lower one first"),
         (["--space", "optim.colour=1,2"], "space names optim.colour, which is no field of a recipe"),
         (["--space", "model.backbone=small_cnn,resnet99"], "model.backbone 'resnet99' is unknown"),

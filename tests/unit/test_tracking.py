@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from bintally.config import with_settings
 from bintally.errors import ConfigError
 from bintally.recipes import smoke
 from train.tracking import EXPERIMENT, check_trackers, figures_of, tracked
@@ -53,6 +54,24 @@ def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monk
         (1, 0.5),
         (2, 0.25),
     ]
+
+
+def test_trials_of_a_search_are_runs_of_one_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for run, lr in (("trial-0", 0.5), ("trial-1", 0.25), ("trial-0", 0.5)):
+        recipe = with_settings(smoke(), [f"optim.lr={lr}"])
+        with tracked(["tensorboard", "mlflow"], tmp_path, recipe, run=run) as trackers:
+            for track in trackers:
+                track(1, {"val_nll": lr})
+    client = mlflow.MlflowClient(tracking_uri=f"file:{tmp_path / 'mlflow'}")
+    (experiment,) = (one for one in client.search_experiments() if one.name.startswith(EXPERIMENT))
+    runs = client.search_runs([experiment.experiment_id])
+    assert {(one.info.run_name, one.data.params["optim.lr"]) for one in runs} == {
+        ("trial-0", "0.5"),
+        ("trial-1", "0.25"),
+    }
+    assert list(read_scalars(tmp_path / "tensorboard" / "trial-1")) == [("val_nll", 1, 0.25)]
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
