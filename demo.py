@@ -53,7 +53,8 @@ def main() -> None:
         "--num-workers", 2, "--out", source)  # fmt: skip
     step("2/4 searching learning rate and batch size")
     run("tune/search.py", "--recipe", "demo", "--source", source, "--num-trials", args.num_trials,
-        "--num-cpus", 4, "--lr", 5e-4, 2e-2, "--batch-sizes", 16, 32, 64, "--no-final", "--run-dir", run_dir / "search")  # fmt: skip
+        "--num-cpus", 4, "--lr", 5e-4, 2e-2, "--batch-sizes", 16, 32, 64,
+        "--no-final", "--run-dir", run_dir / "search")  # fmt: skip
     step("3/4 scoring the best checkpoint on the test split")
     run("train/evaluate.py", "--checkpoint", checkpoint, "--source", source, "--split", "test",
         "--num-cpus", 2, "--run-dir", run_dir / "test")  # fmt: skip

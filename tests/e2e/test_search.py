@@ -68,7 +68,7 @@ def check_search(run_dir: Path) -> None:
     assert len(trials) == 2
     for trial in trials:
         assert len(json.loads((trial / "health.json").read_text())["rules"]) == 15
-        assert "<svg" in (trial / "profile.html").read_text()
+        assert "data:image/png;base64" in (trial / "profile.html").read_text()
         assert (trial / "curves.png").stat().st_size > 5_000
     assert (run_dir / "report.html").stat().st_size > 50_000
     assert {path.name for path in (run_dir / "checkpoint").iterdir()} - {"calibration.json"} == {
