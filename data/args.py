@@ -120,7 +120,9 @@ class ResourceArgs:
     num_workers: int = 1
     """Training workers per trial; each takes an equal share of the global batch."""
     use_gpu: bool = False
-    """One GPU per worker."""
+    """Train on GPUs."""
+    gpus_per_worker: float = 1.0
+    """With --use-gpu; less than 1 lets trainings of one worker each share a GPU, as 0.25 four of them."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here (default: the machine's cores); without meaning if RAY_ADDRESS is set."""
     checkpoint_s: float = 600.0
@@ -139,6 +141,13 @@ class ResourceArgs:
         for name in ("checkpoint_s", "stalled_s"):
             if not getattr(self, name) > 0:  # NaN is not, either
                 raise ConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if not 0 < self.gpus_per_worker <= 1:
+            raise ConfigError(f"gpus_per_worker must lie above 0 and at most at 1, not {self.gpus_per_worker}")
+        if self.gpus_per_worker < 1 and self.num_workers > 1:
+            raise ConfigError(
+                f"gpus_per_worker {self.gpus_per_worker} needs num_workers 1: two workers of a training cannot talk to"
+                " each other (NCCL) on one GPU"
+            )
         return self
 
 

@@ -99,7 +99,8 @@ def trainings_at_once(cluster: dict[str, float], resources: ResourceArgs) -> int
             f" cluster has {cpus}. Choose fewer workers, or on one machine --num-cpus {workers + DATA_CPUS}"
         )
     by_cpu = cpus // (workers + DATA_CPUS)
-    return min(by_cpu, gpus // workers) if resources.use_gpu else by_cpu
+    by_gpu = gpus // workers if resources.gpus_per_worker == 1 else gpus * int(1 / resources.gpus_per_worker)
+    return min(by_cpu, by_gpu) if resources.use_gpu else by_cpu
 
 
 def build_trainer(
@@ -146,7 +147,11 @@ def build_trainer(
     return TorchTrainer(
         train_loop,
         train_loop_config=loop.pack(),
-        scaling_config=ScalingConfig(num_workers=resources.num_workers, use_gpu=resources.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": resources.gpus_per_worker} if resources.use_gpu else {"CPU": 1},
+        ),
         datasets=plans,
         dataset_config=ray.train.DataConfig(execution_options=execution_options()),
         run_config=RunConfig(

@@ -187,7 +187,8 @@ def _costs(config: SearchConfig, folder: Path) -> Costs:
     return costs_of(
         follow_trials(read_records(folder / TRIALS_FILE), read_events(folder / EVENTS_FILE)),
         max_epochs=config.max_epochs,
-        num_workers=config.resources.num_workers,
+        num_workers=config.resources.num_workers
+        * (config.resources.gpus_per_worker if config.resources.use_gpu else 1),
         use_gpu=config.resources.use_gpu,
         price_per_hour=config.price_per_hour,
     )

@@ -46,13 +46,20 @@ def costs_of(
     trials: Sequence[TrialView],
     *,
     max_epochs: int,
-    num_workers: int,
+    num_workers: float,
     use_gpu: bool = False,
     price_per_hour: float | None = None,
 ) -> Costs:
     """What the trials took, beside all of them run to the end.
 
     Trials that failed, diverged or never began saved nothing: early stopping had no part in it.
+
+    Args:
+        trials: of the search.
+        max_epochs: of a trial that runs to its end.
+        num_workers: CPU workers, or GPUs, that each trial held; a worker may hold part of a GPU.
+        use_gpu: which of them.
+        price_per_hour: of one.
     """
     stopped = [one for one in trials if one.state == "stopped early"]
     saved_s = sum((max_epochs - one.last_epoch) * (one.epoch_s or 0.0) for one in stopped)

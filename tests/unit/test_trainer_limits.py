@@ -77,6 +77,23 @@ def test_gpu_trainings_take_the_scarcer_of_both(cpus: int, gpus: int, num_worker
     assert trainings_at_once(cluster, ResourceArgs(num_workers=num_workers, use_gpu=True)) == at_once
 
 
+@pytest.mark.parametrize(
+    ("gpus", "share", "at_once"), [(1, 0.5, 2), (1, 0.25, 4), (2, 0.3, 6), (8, 0.1, 48), (1, 1.0, 1), (1, 0.6, 1)]
+)
+def test_small_trainings_share_gpus(gpus: int, share: float, at_once: int) -> None:
+    resources = ResourceArgs(use_gpu=True, gpus_per_worker=share).resolve()
+    assert trainings_at_once({"CPU": 96.0, "GPU": float(gpus)}, resources) == at_once
+
+
+@pytest.mark.parametrize(
+    ("share", "num_workers", "fault"),
+    [(0.0, 1, "at most at 1"), (2.0, 1, "at most at 1"), (float("nan"), 1, "at most at 1"), (0.5, 2, "num_workers 1")],
+)
+def test_shares_of_a_gpu_that_make_no_sense(share: float, num_workers: int, fault: str) -> None:
+    with pytest.raises(ConfigError, match=f"gpus_per_worker .*{fault}"):
+        ResourceArgs(use_gpu=True, gpus_per_worker=share, num_workers=num_workers).resolve()
+
+
 def test_gpus_do_not_count_for_a_training_on_cpus() -> None:
     assert trainings_at_once({"CPU": 8.0, "GPU": 1.0}, ResourceArgs(num_workers=1)) == 4
 
