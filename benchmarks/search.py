@@ -1,0 +1,156 @@
+"""A search with ASHA beside a full grid and beside random trials run to their end, on drawn bins.
+
+python benchmarks/search.py                # some fifteen minutes on two cores
+python benchmarks/search.py --quick
+python benchmarks/search.py --json search.json --keep runs/bench-search    # leaves the searches' reports there
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from bintally.cli import readable_errors
+from bintally.errors import RunError
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+ROWS: Final = ("grid", "random", "asha")
+BATCH_SIZES: Final = ("16", "32", "64")
+SHARE: Final = 3  # random and asha have one in so many of the grid's epochs
+METHOD: Final = (
+    "tune/search.py on one bucket of drawn bins over the same bounds of learning rate and the same batch sizes. grid:"
+    " every point, to its end. random and asha: a third of the grid's epochs in all; random runs trials to their end,"
+    " asha has as many trials as the grid and stops early. best_metric: lowest validation NLL of any trial. seed_std:"
+    " standard deviation of that NLL when the grid's best point is trained by three more seeds. busy_share: share of"
+    " the slots for trials that were held while trials waited. wall_s: from the first trial's begin to the last end."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchBenchArgs:
+    """What to measure."""
+
+    num_bins: int = 2400
+    """Bins in the drawn bucket."""
+    image_size: int = 64
+    """Pixels."""
+    max_epochs: int = 9
+    """Epochs of a trial that runs to its end."""
+    lr_steps: int = 4
+    """Learning rates of the grid."""
+    num_cpus: int = 4
+    """Logical CPUs: two trials at a time."""
+    quick: bool = False
+    """Few bins, few epochs: shows that it runs, not how well."""
+    json: Path | None = None
+    """Write the figures to this file."""
+    keep: Path | None = None
+    """Folder for the runs, with their reports. Default: one that is removed."""
+
+    @property
+    def grid_epochs(self) -> int:
+        """Of all points of the grid."""
+        return self.lr_steps * len(BATCH_SIZES) * self.max_epochs
+
+    def flags(self, row: str) -> list[str]:
+        """What a row adds to the common flags of its search."""
+        budget = self.grid_epochs // SHARE
+        if row == "grid":
+            return ["--sampler", "grid", "--grid-steps", str(self.lr_steps), "--no-asha", "--final-seeds", "3"]
+        if row == "random":
+            return ["--num-trials", str(budget // self.max_epochs), "--no-asha", "--no-final"]
+        num_trials = self.grid_epochs // self.max_epochs
+        return ["--num-trials", str(num_trials), "--max-total-epochs", str(budget), "--no-final"]
+
+
+def run_search(args: SearchBenchArgs, bucket: Path, run_dir: Path, row: str) -> dict[str, Any]:
+    """One search, as a person would start it; its figures.
+
+    Raises:
+        RunError: it failed.
+    """
+    from tune.record import EVENTS_FILE, read_events
+
+    command = [sys.executable, str(ROOT / "tune/search.py"), "--recipe", "demo", "--source", f"file://{bucket}"]
+    command += ["--image-size", str(args.image_size), "--max-epochs", str(args.max_epochs)]
+    command += ["--batch-sizes", *BATCH_SIZES, "--num-cpus", str(args.num_cpus), "--run-dir", str(run_dir)]
+    run_dir.mkdir(parents=True)
+    with (run_dir / "search.log").open("w") as log:
+        started = time.monotonic()
+        code = subprocess.run(
+            [*command, *args.flags(row)], stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    if code:
+        raise RunError(f"{row} ended with code {code}: {(run_dir / 'search.log').read_text()[-600:]}")
+    results = json.loads((run_dir / "results.json").read_text())
+    moments = [event.at for event in read_events(run_dir / EVENTS_FILE)]
+    figures = {
+        "epochs": results["epochs_run"],
+        "trials": results["num_begun"],
+        "best_metric": round(results["best"]["val_nll"], 4),
+        "busy_share": None if results["busy_share"] is None else round(results["busy_share"], 3),
+        "wall_s": round(max(moments) - min(moments), 1),
+        "command_s": round(time.monotonic() - started, 1),
+    }
+    if results["final"]:
+        figures["seed_std"] = round(results["final"]["val"]["nll"]["std"], 4)
+    return figures
+
+
+def measure_all(args: SearchBenchArgs, folder: Path) -> dict[str, dict[str, Any]]:
+    """All rows, one after the other."""
+    from data.progress import say
+    from data.synthetic import SyntheticConfig, write_bucket
+
+    bucket = folder / "bucket"
+    write_bucket(SyntheticConfig(num_bins=args.num_bins, out=str(bucket), num_workers=2))
+    rows = {}
+    for row in ROWS:
+        say(f"{row}: logs in {folder / row}")
+        rows[row] = run_search(args, bucket, folder / row, row)
+    return rows
+
+
+def format_rows(rows: dict[str, dict[str, Any]]) -> str:
+    """For people; the grid's seeds say which differences mean something."""
+    lines = [f"{'row':<8}{'trials':>8}{'epochs':>8}{'best NLL':>10}{'busy':>8}{'wall s':>9}"]
+    for name, row in rows.items():
+        busy = "-" if row["busy_share"] is None else f"{row['busy_share']:.0%}"
+        lines.append(
+            f"{name:<8}{row['trials']:>8}{row['epochs']:>8}{row['best_metric']:>10.3f}{busy:>8}{row['wall_s']:>9.0f}"
+        )
+    return "\n".join(
+        [*lines, f"standard deviation of the grid's best over three more seeds: {rows['grid']['seed_std']}"]
+    )
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    from dataclasses import replace
+
+    import tyro
+
+    with readable_errors():
+        args = tyro.cli(partial(SearchBenchArgs), description=__doc__)
+        if args.quick:
+            args = replace(args, num_bins=300, image_size=32, max_epochs=3, lr_steps=1)
+        from benchmarks.parts.report import describe_machine
+
+        machine = describe_machine()
+        with tempfile.TemporaryDirectory(prefix="bintally-bench-") as folder:
+            rows = measure_all(args, (args.keep or Path(folder)).resolve())
+        print(format_rows(rows))
+        if args.json:
+            names = ("num_bins", "image_size", "max_epochs", "lr_steps", "num_cpus")
+            setting = {name: getattr(args, name) for name in names} | {"batch_sizes": BATCH_SIZES}
+            values = {"rows": rows, "setting": setting, "machine": machine, "method": METHOD}
+            args.json.write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
