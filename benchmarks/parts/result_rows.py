@@ -84,7 +84,7 @@ ROWS: Final = (
         gpu=_SMALL_CNN_GPU,
         on_cpu=False,
     ),
-    Row(name="small", recipe="small", cpu=_SMALL_CPU),
+    Row(name="small", recipe="small", cpu=_SMALL_CPU, on_cpu=False),
     Row(name="small_corn", recipe="small", settings=("model.head=corn",), cpu=_SMALL_CPU, on_cpu=False),
     Row(name="small_sord", recipe="small", settings=("loss.kind=sord",), cpu=_SMALL_CPU, on_cpu=False),
 )

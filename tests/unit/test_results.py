@@ -126,7 +126,6 @@ def test_rows_are_chosen_by_name_or_by_machine() -> None:
         "baseline_resnet34",
         "small_cnn",
         "small_cnn_after_synthetic",
-        "small",
     ]
     assert names(use_gpu=True) == [row.name for row in ROWS]
     assert names(quick=True) == ["small_cnn"]
