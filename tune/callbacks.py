@@ -12,6 +12,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from bintally.config import Recipe
 from data.progress import say
+from data.session import unwrap
 from train.tracking import Tracker, TrackerName, figures_of, tracked
 from tune.live import on_terminal
 from tune.objective import Objective
@@ -94,7 +95,7 @@ class RecordEpochs(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune when a trial failed for good."""
-        reason = last_line(trial.get_error())
+        reason = last_line(trial.get_pickled_error() or trial.get_error())
         self._append("failed", trial, reason=reason)
         say(f"{self._name(trial)} FAILED: {reason}; its error.txt lies in {self._path.parent}")
 
@@ -169,6 +170,8 @@ class KeepRungs(Callback):
                 scores.update(kept)
 
 
-def last_line(error: BaseException | None) -> str:
+def last_line(error: BaseException | str | None) -> str:
     """The line of an error, often wrapped with its traceback by Ray, that says what went wrong."""
+    if isinstance(error, BaseException) and (ours := unwrap(error)):
+        return " ".join(str(ours).split())
     return str(error).strip().splitlines()[-1] if error and str(error).strip() else "no reason was given"
