@@ -49,9 +49,11 @@ class StartInTurn(WorkerGroupCallback):
         if not os.environ.get(SHARED):
             yield
             return
-        self._turn = ray.remote(num_cpus=0, resources=_TURN)(_Turn).remote()
+        # Left to Ray, it would have to fit into the placement group of the trial that this runs in.
+        turn: Any = ray.remote(num_cpus=0, resources=_TURN, scheduling_strategy="DEFAULT")(_Turn).remote()
+        self._turn = turn
         try:
-            begun = self._turn.begin.remote()
+            begun = turn.begin.remote()
             self._wait(lambda: bool(ray.wait([begun], timeout=0)[0]))
             self._wait(lambda: self._num_cpus <= self._total_cpus - cpus_of_groups())
             yield

@@ -103,8 +103,10 @@ ray.init(log_to_driver=False)
 for _ in sys.stdin:
     groups = {key: "group " + one["state"] for key, one in placement_group_table().items() if one["state"] != "REMOVED"}
     actors = list_actors(filters=[("state", "!=", "DEAD")], limit=1_000)
-    print(json.dumps(groups | {one.actor_id: "actor " + one.class_name for one in actors}), flush=True)
+    print(json.dumps(groups | {one.actor_id: one.class_name for one in actors}), flush=True)
 """
+OF_RAY = {"_AutoscalingCoordinatorActor", "_StatsActor", "_UsageCollectionActor"}
+"""Ray Data has one of each in a cluster, which stay."""
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,9 @@ def nothing_new(in_cluster: Callable[[], dict[str, str]], join_ray: Callable[[],
     join_ray()
 
     def check() -> None:
-        assert not soon(lambda: [what for key, what in in_cluster().items() if key not in before])
+        assert not soon(
+            lambda: [what for key, what in in_cluster().items() if key not in before and what not in OF_RAY]
+        )
 
     return check
 
@@ -193,7 +197,7 @@ def test_two_searches_that_stream_share_a_cluster(
 def write_weights(path: Path) -> Path:
     recipe = smoke()
     model = build_model(recipe.model, num_classes=recipe.data.num_classes, image_size=recipe.data.image_size)
-    save_file(model.state_dict(), path)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
     return path
 
 
