@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from ray import cloudpickle
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -95,7 +96,7 @@ class RecordEpochs(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune when a trial failed for good."""
-        reason = last_line(trial.get_pickled_error() or trial.get_error())
+        reason = _reason_of(trial)
         self._append("failed", trial, reason=reason)
         say(f"{self._name(trial)} FAILED: {reason}; its error.txt lies in {self._path.parent}")
 
@@ -168,6 +169,14 @@ class KeepRungs(Callback):
         for bracket, saved in zip(self._scheduler._brackets, state["rungs"], strict=True):  # noqa: SLF001
             for (_, scores), kept in zip(bracket._rungs, saved, strict=True):  # noqa: SLF001
                 scores.update(kept)
+
+
+def _reason_of(trial: Trial) -> str:
+    """By Tune's own files of the moment: `get_error` reads their copies, which are made some seconds later."""
+    pickled, text = trial.pickled_error_file, trial.error_file
+    if pickled and Path(pickled).exists():
+        return last_line(cloudpickle.loads(Path(pickled).read_bytes()))
+    return last_line(Path(text).read_text() if text and Path(text).exists() else None)
 
 
 def last_line(error: BaseException | str | None) -> str:
