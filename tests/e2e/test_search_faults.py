@@ -98,12 +98,17 @@ LOOK = """
 import json, sys, ray
 from ray.util.placement_group import placement_group_table
 from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
 
 ray.init(log_to_driver=False)
 for _ in sys.stdin:
     groups = {key: "group " + one["state"] for key, one in placement_group_table().items() if one["state"] != "REMOVED"}
-    actors = list_actors(filters=[("state", "!=", "DEAD")], limit=1_000)
-    print(json.dumps(groups | {one.actor_id: one.class_name for one in actors}), flush=True)
+    try:
+        actors = list_actors(filters=[("state", "!=", "DEAD")], limit=1_000, raise_on_missing_output=False)
+        groups |= {one.actor_id: one.class_name for one in actors}
+    except RayStateApiException as error:  # of a busy dashboard
+        groups[""] = "no answer: " + str(error)
+    print(json.dumps(groups), flush=True)
 """
 OF_RAY = {"_AutoscalingCoordinatorActor", "_StatsActor", "_UsageCollectionActor"}
 """Ray Data has one of each in a cluster, which stay."""
