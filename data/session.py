@@ -33,6 +33,9 @@ _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search keeps its own record
 }
 
+SHARED = "BINTALLY_SHARED_RAY"
+"""Variable that is set in all processes of a command which joined a running cluster: others may use it, too."""
+
 _LOOPBACK = "127.0.0.2"  # Ray swaps 127.0.0.1 for the machine's public address; the rest of 127/8 stays
 
 
@@ -59,7 +62,7 @@ def _running_cluster(address: str) -> Iterator[None]:
         address,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"RAY_ADDRESS": address, **_SETTINGS}},
+        runtime_env={"env_vars": {"RAY_ADDRESS": address, SHARED: "1", **_SETTINGS}},
     )
     yield
 

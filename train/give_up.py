@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ray.train import UserCallback
+from ray.train import TrainingFailedError, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
 from bintally.errors import BinTallyError, RunError, SourceUnreachableError
@@ -24,6 +24,12 @@ def cause_of(failure: BaseException) -> BaseException:
     """What a worker raised; Train wraps it, with its traceback as text."""
     cause: BaseException = getattr(failure, "_base_exc", failure)
     return cause
+
+
+def final_failure(error: TrainingFailedError) -> BinTallyError | None:
+    """The error of ours that ended a training for good, or None if another try may help."""
+    failures = [error, *getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    return next((final for one in failures if one is not None and (final := final_error(one))), None)
 
 
 def final_error(failure: BaseException) -> BinTallyError | None:

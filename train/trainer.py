@@ -22,8 +22,9 @@ from train.give_up import GiveUp
 from train.loop import LoopConfig, train_loop
 from train.news import News
 from train.storage import mend_record
+from train.turns import StartInTurn
 
-DATA_CPUS = 1  # each running training needs a whole free CPU for its data tasks, or it waits for ever
+DATA_CPUS = 1  # a search leaves one free for each training it runs; without any, they wait for ever
 
 
 def check_fits(recipe: Recipe, resources: ResourceArgs, num_train: int) -> None:
@@ -157,13 +158,20 @@ def build_trainer(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage_path),
-            callbacks=[GiveUp(), callback],  # type: ignore[list-item]  # annotated for Train v1's callbacks
+            callbacks=[GiveUp(), callback, *_turns(resources, name, news)],  # type: ignore[list-item]  # annotated for Train v1's callbacks
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=best_by, checkpoint_score_order=order
             ),
         ),
     )
+
+
+def _turns(resources: ResourceArgs, name: str, news: News | None) -> list[StartInTurn]:
+    if resources.use_gpu:
+        return []
+    total = cluster_resources().get("CPU", 0.0)
+    return [StartInTurn(num_cpus=resources.num_workers + DATA_CPUS, total_cpus=total, name=name, news=news)]
 
 
 def cluster_resources() -> dict[str, float]:

@@ -6,12 +6,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from ray import cloudpickle
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from bintally.config import Recipe
 from data.progress import say
+from data.session import unwrap
 from train.tracking import Tracker, TrackerName, figures_of, tracked
 from tune.live import on_terminal
 from tune.objective import Objective
@@ -94,7 +96,7 @@ class RecordEpochs(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune when a trial failed for good."""
-        reason = last_line(trial.get_error())
+        reason = _reason_of(trial)
         self._append("failed", trial, reason=reason)
         say(f"{self._name(trial)} FAILED: {reason}; its error.txt lies in {self._path.parent}")
 
@@ -169,6 +171,16 @@ class KeepRungs(Callback):
                 scores.update(kept)
 
 
-def last_line(error: BaseException | None) -> str:
+def _reason_of(trial: Trial) -> str:
+    """By Tune's own files of the moment: `get_error` reads their copies, which are made some seconds later."""
+    pickled, text = trial.pickled_error_file, trial.error_file
+    if pickled and Path(pickled).exists():
+        return last_line(cloudpickle.loads(Path(pickled).read_bytes()))
+    return last_line(Path(text).read_text() if text and Path(text).exists() else None)
+
+
+def last_line(error: BaseException | str | None) -> str:
     """The line of an error, often wrapped with its traceback by Ray, that says what went wrong."""
+    if isinstance(error, BaseException) and (ours := unwrap(error)):
+        return " ".join(str(ours).split())
     return str(error).strip().splitlines()[-1] if error and str(error).strip() else "no reason was given"

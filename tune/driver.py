@@ -14,7 +14,7 @@ from tune.config import SearchConfig
 from tune.live import LiveView, live_table
 from tune.record import EpochRecord, begin_session
 from tune.samplers import recipes_to_check, settled
-from tune.trial import TrialSetup, write_trial_reports
+from tune.trial import TrialSetup, allow_again, write_trial_reports
 from tune.tuner import build_tuner
 
 
@@ -62,6 +62,7 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
                 at_once=at_once,
                 budget=config.budget,
             )
+            allow_again(setup.storage_path)
             begin_session(run_dir)
             with live_table(view):
                 tuner.fit()

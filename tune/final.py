@@ -31,7 +31,7 @@ from tune.config import BudgetConfig, SearchConfig
 from tune.live import LiveView, live_table
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, begin_session, read_events, read_records
 from tune.space import describe_point, recipe_at
-from tune.trial import TrialSetup, run_trial, write_trial_reports
+from tune.trial import TrialSetup, allow_again, run_trial, write_trial_reports
 from tune.trials import ended_ids, follow_trials
 
 FOLDER: Final = "final"
@@ -73,6 +73,7 @@ def train_seeds(
         at_once=min(at_once, len(seeds)),
         budget=BudgetConfig(trials=len(seeds)),
     )
+    allow_again(setup.storage_path)
     begin_session(folder)
     with live_table(view):
         tuner.fit()

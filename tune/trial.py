@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from ray import tune as ray_tune
-from ray.train import Checkpoint
+from ray.train import Checkpoint, TrainingFailedError
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from bintally.config import Recipe, read_recipe, write_recipe
+from bintally.errors import RunError
 from data.args import ResourceArgs
 from data.training_rows import TrainingRows
+from train.give_up import final_failure
 from train.news import News
 from train.run_folder import METRICS_FILE, RECIPE_FILE, EpochLog, write_run_reports
 from train.state import FOR_THE_DRIVER, PARTIAL
@@ -23,6 +25,7 @@ from tune.objective import SCORE, Objective
 from tune.space import Point, recipe_at
 
 _PREFIX: Final = "train-"  # of the folders of the trials
+_FAILED_FILE: Final = "failed.txt"  # why a trial can only fail again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,15 +41,23 @@ class TrialSetup:
 
 
 def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
-    """Train the shared recipe at one point of the search space; reports each epoch to Tune."""
+    """Train the shared recipe at one point of the search space; reports each epoch to Tune.
+
+    Raises:
+        BinTallyError: what a restart would meet again; Tune's restart of the trial meets it at once.
+        TrainingFailedError: what may go away.
+    """
     recipe = recipe_at(setup.recipe, point)
     trial_id = ray_tune.get_context().get_trial_id()
     # A name made of the trial's id: a restarted trial goes on with the checkpoints of its first life.
     folder = setup.storage_path / f"{_PREFIX}{trial_id}"
     folder.mkdir(parents=True, exist_ok=True)
+    failed = folder / _FAILED_FILE
+    if failed.exists():
+        raise RunError(failed.read_text())
     write_recipe(recipe, folder / RECIPE_FILE)
     name = f"trial {int(trial_id.rpartition('_')[2])}"
-    build_trainer(
+    trainer = build_trainer(
         recipe,
         rows,
         setup.resources,
@@ -55,7 +66,20 @@ def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
         callback=ReportEpochs(setup.objective, EpochLog(folder), setup.news, name),
         keep=(setup.objective.metric, setup.objective.mode),
         news=setup.news,
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        if final := final_failure(error):
+            failed.write_text(str(final))
+            raise final from error
+        raise
+
+
+def allow_again(storage_path: Path) -> None:
+    """Let trials that failed be tried again: a new session may find what they lacked."""
+    for failed in storage_path.glob(f"{_PREFIX}*/{_FAILED_FILE}"):
+        failed.unlink()
 
 
 def write_trial_reports(storage_path: Path) -> None:

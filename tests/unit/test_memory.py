@@ -2,16 +2,20 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ray.exceptions import RayTaskError
+from ray.train import ControllerError, WorkerGroupError
 
 from bintally.errors import ConfigError, RunError, SourceUnreachableError, TooManyFaultsError
-from train.give_up import final_error
+from train.give_up import final_error, final_failure
 from train.memory import is_out_of_memory
+from tune.callbacks import last_line
 
 ROOT = Path(__file__).parents[2]
 BATCH_SIZE, IMAGE_SIZE = 128, 256
@@ -84,6 +88,15 @@ def test_what_a_restart_would_meet_again_is_final() -> None:
     assert "compute.fit_memory=true" in str(error)
     for ours in (ConfigError("x"), TooManyFaultsError("x")):
         assert final_error(ours) is ours
+
+
+def test_exhausted_memory_is_told_as_the_reason_of_a_trial() -> None:
+    for failure in (WorkerGroupError("on rank 0", {0: exhausted()}), ControllerError(final_error(exhausted()))):  # type: ignore[arg-type, dict-item]
+        final = final_failure(failure)
+        assert isinstance(final, RunError)
+        told = RayTaskError("run_trial", "Traceback\n  somewhere", final)  # what Tune stores of a trial
+        assert last_line(pickle.loads(pickle.dumps(told))).startswith("out of memory: ")  # noqa: S301
+    assert final_failure(WorkerGroupError("on rank 0", {0: ConnectionResetError("peer")})) is None
 
 
 def test_what_may_go_away_is_left_to_a_restart() -> None:
