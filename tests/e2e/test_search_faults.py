@@ -134,7 +134,8 @@ def in_cluster(running_ray: dict[str, str]) -> Iterator[Callable[[], dict[str, s
 
     def look() -> dict[str, str]:
         print(file=asked, flush=True)
-        found: dict[str, str] = json.loads(answers.readline())
+        answer = next(line for line in answers if line.startswith("{"))  # Ray prints its warnings there, too
+        found: dict[str, str] = json.loads(answer)
         return found
 
     yield look
