@@ -81,9 +81,9 @@ def best_of(run_dir: Path) -> dict[str, Any]:
 
 
 def points_of(run_dir: Path) -> list[Any]:
-    """By trial, in the order in which they began."""
+    """Of each trial that began; two that run at once may begin in either order."""
     points = {one.trial_id: one.point for one in read_events(run_dir / EVENTS_FILE) if one.what == "started"}
-    return list(points.values())
+    return sorted(points.values(), key=str)
 
 
 def epochs_of(run_dir: Path) -> list[tuple[float, int, float]]:
