@@ -20,21 +20,20 @@ class GiveUp(UserCallback):
                 raise final
 
 
-def cause_of(failure: BaseException) -> BaseException:
-    """What a worker raised; Train wraps it, with its traceback as text."""
-    cause: BaseException = getattr(failure, "_base_exc", failure)
-    return cause
+def causes_of(error: TrainingFailedError) -> list[BaseException]:
+    """The error itself, what the workers raised, and what the controller did."""
+    failures = [error, *getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    return [_unwrapped(failure) for failure in failures if failure is not None]
 
 
 def final_failure(error: TrainingFailedError) -> BinTallyError | None:
     """The error of ours that ended a training for good, or None if another try may help."""
-    failures = [error, *getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
-    return next((final for one in failures if one is not None and (final := final_error(one))), None)
+    return next((final for cause in causes_of(error) if (final := final_error(cause))), None)
 
 
 def final_error(failure: BaseException) -> BinTallyError | None:
     """The error to end with, or None if a restart may help."""
-    error = cause_of(failure)
+    error = _unwrapped(failure)
     if is_out_of_memory(error):
         return RunError(
             f"out of memory: {str(error).splitlines()[0]}; choose a smaller global_batch_size, or"
@@ -42,3 +41,9 @@ def final_error(failure: BaseException) -> BinTallyError | None:
         )
     ours = error if isinstance(error, BinTallyError) else unwrap(error)
     return None if isinstance(ours, SourceUnreachableError) else ours
+
+
+def _unwrapped(failure: BaseException) -> BaseException:
+    """What a worker raised; Train wraps it, with its traceback as text."""
+    cause: BaseException = getattr(failure, "_base_exc", failure)
+    return cause

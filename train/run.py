@@ -21,7 +21,7 @@ from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.training_rows import TrainingRows
-from train.give_up import cause_of, final_error
+from train.give_up import causes_of, final_error
 from train.model_card import write_model_card
 from train.news import News, heard
 from train.run_folder import (
@@ -94,8 +94,7 @@ def _train(recipe: Recipe, rows: TrainingRows, resources: ResourceArgs, run_dir:
 
 def failure_of(error: TrainingFailedError, run_dir: Path) -> BinTallyError:
     """What ended a training, told to the user: our own error, a disk that is full, or else a bug with its traceback."""
-    failures = [error, *getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
-    for cause in (cause_of(failure) for failure in failures if failure is not None):
+    for cause in causes_of(error):
         if ours := final_error(cause) or unwrap(cause):
             return ours
         if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:

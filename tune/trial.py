@@ -5,7 +5,7 @@ Runs in a Tune actor that only drives; the work is done by the workers of its To
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ray import tune as ray_tune
 from ray.train import Checkpoint, TrainingFailedError
@@ -21,6 +21,7 @@ from train.news import News
 from train.run_folder import METRICS_FILE, RECIPE_FILE, EpochLog, write_run_reports
 from train.state import FOR_THE_DRIVER, PARTIAL
 from train.trainer import build_trainer
+from tune.config import SearchConfig
 from tune.objective import SCORE, Objective
 from tune.space import Point, recipe_at
 
@@ -38,6 +39,17 @@ class TrialSetup:
     storage_path: Path
     news: News
     """Takes lines for the driver's terminal."""
+
+    @classmethod
+    def of(cls, config: SearchConfig, run_dir: Path, news: News) -> Self:
+        """That of a search and its run folder."""
+        return cls(
+            recipe=config.recipe,
+            resources=config.resources,
+            objective=config.objective,
+            storage_path=run_dir / "trials",
+            news=news,
+        )
 
 
 def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
