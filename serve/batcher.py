@@ -63,6 +63,10 @@ class MicroBatcher(Generic[Job, Result]):
                 continue
             try:
                 results = await self._run([one.job for one in batch])
+            except asyncio.CancelledError:
+                for one in batch:
+                    one.answer.cancel()
+                raise
             except Exception as error:  # noqa: BLE001  # whatever it is, it is the callers' answer
                 for one in batch:
                     if not one.answer.done():

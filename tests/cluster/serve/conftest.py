@@ -258,10 +258,10 @@ def server(
         yield running
 
 
-@pytest.fixture
-def start_local(tmp_path: Path, served_checkpoint: Path) -> Callable[..., Any]:
-    """`with start_local(**settings) as server`: one of the first engine with settings of its own."""
-    return lambda **settings: local_server({"checkpoint": str(served_checkpoint)} | settings, tmp_path)
+@pytest.fixture(scope="session")
+def run_local() -> Callable[..., Any]:
+    """`with run_local(settings, folder) as server`: one of the first engine with settings of its own."""
+    return local_server
 
 
 @pytest.fixture(scope="session")
