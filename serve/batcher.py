@@ -59,22 +59,24 @@ class MicroBatcher(Generic[Job, Result]):
     async def _work(self) -> None:
         while True:
             batch = await self._gather()
-            if not batch:
-                continue
-            try:
-                results = await self._run([one.job for one in batch])
-            except asyncio.CancelledError:
-                for one in batch:
-                    one.answer.cancel()
-                raise
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is the callers' answer
-                for one in batch:
-                    if not one.answer.done():
-                        one.answer.set_exception(error)
-            else:
-                for one, result in zip(batch, results, strict=True):
-                    if not one.answer.done():
-                        one.answer.set_result(result)
+            if batch:
+                await self._answer(batch)
+
+    async def _answer(self, batch: list[_Waiting[Job, Result]]) -> None:
+        try:
+            results = await self._run([one.job for one in batch])
+        except asyncio.CancelledError:
+            for one in batch:
+                one.answer.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the callers' answer
+            for one in batch:
+                if not one.answer.done():
+                    one.answer.set_exception(error)
+            return
+        for one, result in zip(batch, results, strict=True):
+            if not one.answer.done():
+                one.answer.set_result(result)
 
     async def _gather(self) -> list[_Waiting[Job, Result]]:
         """The next batch, without callers that have gone."""
