@@ -19,12 +19,12 @@ LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in
 GRID: Final = 112
 """Side in pixels of the copy that is measured."""
 DARK: Final = 65.0
+"""Brightness below which a photo is dark."""
 BLURRED: Final = 0.07
+"""Sharpness below which a photo is blurred, or shows nothing."""
 TOO_SMALL: Final = GRID
-"""Shorter side in pixels below which the copy would be an enlargement: its sharpness would say nothing."""
-_ROWS: Final = (
-    2 * GRID
-)  # that are read at least, if there are so many; to leave out columns, too, costs more than it saves
+"""Shorter side in pixels below which the copy would be an enlargement, and its sharpness would say nothing."""
+_ROWS: Final = 2 * GRID  # read at least, if there are so many; leaving out columns, too, costs more than it saves
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ def assess(decoded: UInt8[np.ndarray, "rows columns 3"], *, width: int, height: 
     """The quality of one photo.
 
     Args:
-        decoded: its pixels, RGB, at any scale.
+        decoded: its pixels, RGB; those of `fast_decode` do as well.
         width: of the file, in pixels.
         height: of the file, in pixels.
     """

@@ -152,7 +152,7 @@ def test_sharpness_of_a_known_pattern() -> None:
 
 @pytest.mark.skipif(not ABID.is_dir(), reason="the real photos are not here")
 def test_flags_on_real_photos() -> None:
-    """Every 20th photo as it is, half as bright as a dark one may be, and blurred by 2 % of its shorter side."""
+    """Every 20th photo as it is, at 0.4 of its brightness, and blurred by 2 % of its shorter side."""
     images = [Image.open(path).convert("RGB") for path in sorted(ABID.glob("0*.jpg"))[::20]]
     assert len(images) == 40
     as_they_are = [quality_of(image).flags for image in images]
