@@ -45,7 +45,7 @@ class Calibration:
     """How the ids of the bucket were split; by `hash`, photos have siblings in training, and this promises too much."""
     num_images: int
     verify: VerifyThresholds | None = None
-    """Limits of p(match) for the audit of records."""
+    """Limits of p(match) for records; None in folders written before there were any."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:

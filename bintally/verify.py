@@ -1,16 +1,16 @@
 """Does a photo agree with the record's expected quantity? Thresholds, verdicts, the recount queue, and what they find.
 
-p(match) is the calibrated probability of the expected quantity. Below one threshold a record is called a mismatch, above
-another a match, and what lies between, limits included, is for people. Both thresholds are fitted on photos whose records
-are taken as right, so that each keeps a promise on photos like those, whatever the model:
+p(match) is the calibrated probability of the expected quantity. Below one threshold a record is called a mismatch,
+above another a match; what lies between, limits included, is for people. Both are fitted on photos whose records are
+taken as right, so that each keeps a promise on photos like those, whatever the model:
 
-- of right records, at most `false_alarms` are called mismatches (split conformal prediction: a record's rank among n + 1);
-- of records that are off by one or two, at most `misses` are called matches. A photo has up to four of these, so what is
-  exchangeable is the photo: conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814), which counts one more
-  photo all of whose wrong records are missed.
+- of right records, at most `false_alarms` are called mismatches (split conformal prediction: the rank among n + 1);
+- of records that are off by one or two, at most `misses` are called matches. A photo has up to four of these, so what
+  is exchangeable is the photo: conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814), which counts one
+  photo more, all of whose wrong records are missed.
 
-Where the second promise is the weaker one, the thresholds would cross, and every limit between them keeps both. Then both
-become the mismatch threshold: the allowed false alarms are spent, and the fewest wrong records pass. Nothing is left to review.
+A good model could keep both promises with crossed thresholds, and with any one limit between them. Then both become
+the mismatch threshold: the allowed false alarms are spent, the fewest wrong records pass, nothing is left to review.
 """
 
 import math
@@ -52,7 +52,9 @@ class VerifyThresholds:
         if not 0 <= self.mismatch <= self.match <= 1:
             raise ValueError(f"mismatch and match must lie in 0..1 in this order, not {self.mismatch}, {self.match}")
         if not (0 < self.false_alarms < 1 and 0 < self.misses < 1):
-            raise ValueError(f"false_alarms and misses must lie between 0 and 1, not {self.false_alarms}, {self.misses}")
+            raise ValueError(
+                f"false_alarms and misses must lie between 0 and 1, not {self.false_alarms}, {self.misses}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,9 +82,7 @@ def fit_verify(
     most = min(2 * MAX_SLIP, num_classes - 1)  # wrong records that one photo can have
     num_missed = math.floor((len(wrong) + most) * misses) - most
     match = float(wrong[-1 - num_missed]) if 0 <= num_missed < len(wrong) else 1.0
-    return VerifyThresholds(
-        mismatch=mismatch, match=max(match, mismatch), false_alarms=false_alarms, misses=misses
-    )
+    return VerifyThresholds(mismatch=mismatch, match=max(match, mismatch), false_alarms=false_alarms, misses=misses)
 
 
 def verify(
@@ -137,8 +137,8 @@ def discrepancies(calibrated: Probabilities, expected: Counts) -> Float[np.ndarr
 def recount_order(calibrated: Probabilities, expected: Counts) -> Int[np.ndarray, " images"]:
     """The rows of a recount queue, those to count first in front.
 
-    The least p(match) leads, of equal ones the largest discrepancy, then the order given. Records of more than the model
-    counts come last, since it can say nothing of them, also by their discrepancy.
+    The least p(match) leads, of equal ones the largest discrepancy, then the order given. Records of more than the
+    model counts come last, since it can say little of them; they are ordered by their discrepancy, too.
     """
     order: np.ndarray = np.lexsort((-discrepancies(calibrated, expected), match_probabilities(calibrated, expected)))
     return order
@@ -163,7 +163,8 @@ def tamper(counts: Counts, share: float, seed: int, *, max_count: int) -> Counts
 def _slips(counts: Counts, num_classes: int) -> Bool[np.ndarray, "images classes"]:
     """The wrong expectations that are off by MAX_SLIP at most."""
     distance = np.abs(np.arange(num_classes) - counts[:, None])
-    return (distance > 0) & (distance <= MAX_SLIP)
+    near: np.ndarray = (distance > 0) & (distance <= MAX_SLIP)
+    return near
 
 
 def verify_figures(
@@ -171,9 +172,9 @@ def verify_figures(
 ) -> dict[str, Any]:
     """How well wrong records are found; JSON-ready, None for what is not defined.
 
-    Shares of right records called mismatches (`false_alarms`), of wrong ones called matches (`misses`), of all in each
-    decision; `auroc` is the chance that a wrong record has less p(match) than a right one. By share of the queue that people
-    count: which share of the wrong records it holds (`recall`), and how much of it is wrong (`precision`).
+    `auroc` is the chance that a wrong record has less p(match) than a right one. By share of the recount queue that
+    people count: which share of the wrong records it holds (`recall`), and which share of it is wrong (`precision`).
+    `decisions` are shares of all records; of the right ones called mismatches; of the wrong ones called matches.
 
     Args:
         calibrated: probability of each count, a row per photo.
@@ -183,7 +184,7 @@ def verify_figures(
     """
     wrong = records != truth
     p_match = match_probabilities(calibrated, records)
-    found = np.concatenate([[0], np.cumsum(wrong[recount_order(calibrated, records)])])
+    found = [0, *np.cumsum(wrong[recount_order(calibrated, records)]).tolist()]
     num_images, num_wrong = len(wrong), int(wrong.sum())
     counted = {budget: round(budget * num_images) for budget in BUDGETS}
     shown = [step / CURVE_STEPS for step in range(CURVE_STEPS + 1)]
@@ -193,7 +194,7 @@ def verify_figures(
         "auroc": _auroc(p_match[wrong], p_match[~wrong]),
         "recall": {str(budget): _share(found[number], num_wrong) for budget, number in counted.items()},
         "precision": {str(budget): _share(found[number], number) for budget, number in counted.items()},
-        "curve": [[share, float(found[round(share * num_images)] / num_wrong)] for share in shown] if num_wrong else [],
+        "curve": [[share, found[round(share * num_images)] / num_wrong] for share in shown] if num_wrong else [],
         "decisions": None if thresholds is None else _decision_figures(p_match, wrong, thresholds),
     }
 
@@ -201,11 +202,11 @@ def verify_figures(
 def _decision_figures(p_match: np.ndarray, wrong: np.ndarray, thresholds: VerifyThresholds) -> dict[str, float | None]:
     alarm, passed = p_match < thresholds.mismatch, p_match > thresholds.match
     return {
-        "match": _share(passed.sum(), len(wrong)),
-        "review": _share((~alarm & ~passed).sum(), len(wrong)),
-        "mismatch": _share(alarm.sum(), len(wrong)),
-        "false_alarms": _share((alarm & ~wrong).sum(), (~wrong).sum()),
-        "misses": _share((passed & wrong).sum(), wrong.sum()),
+        "match": _mean(passed),
+        "review": _mean(~alarm & ~passed),
+        "mismatch": _mean(alarm),
+        "false_alarms": _mean(alarm[~wrong]),
+        "misses": _mean(passed[wrong]),
     }
 
 
@@ -219,4 +220,8 @@ def _auroc(low: np.ndarray, high: np.ndarray) -> float | None:
 
 
 def _share(part: int, whole: int) -> float | None:
-    return float(part / whole) if whole else None
+    return part / whole if whole else None
+
+
+def _mean(holds: Bool[np.ndarray, " images"]) -> float | None:
+    return float(holds.mean()) if len(holds) else None
