@@ -29,7 +29,7 @@ class Photo(BaseModel):
     brightness: float
     """Mean, 0 black to 255 white."""
     sharpness: float
-    """Variance of the Laplacian; low when blurred, or when plain."""
+    """Variance of the Laplacian over the variance; low when blurred, or when plain."""
     flags: list[str]
     """Why the count may be worth less: `dark`, `blurred`, `too_small`."""
 
@@ -171,7 +171,7 @@ def count_answer(answer: Answer, request_id: str) -> CountAnswer:
             width=quality.width,
             height=quality.height,
             brightness=round(quality.brightness, 1),
-            sharpness=round(quality.sharpness, 1),
+            sharpness=round(quality.sharpness, 3),
             flags=list(quality.flags),
         ),
         model=name_of(answer),
