@@ -120,7 +120,7 @@ def _open(path: Path, checkpoint: Checkpoint, record: RuntimeRecord, name: Graph
     difference = _difference(probed, record.graphs[name].probed)
     if not difference <= PROBE_TOLERANCE:  # NaN is not, either
         raise CheckpointError(
-            f"{file} answers otherwise here than where it was checked (off by {difference:.3g}), which 8 bits do"
+            f"{file} answers otherwise here than where it was checked (off by {difference:.3g}), as 8 bits do"
             " on a CPU without VNNI"
         )
     return answer
