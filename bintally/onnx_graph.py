@@ -7,20 +7,22 @@ come from calibration photos, int8 weights with a scale per channel. What is lef
     the last layer and the head    next to no work, and their rounding would be that of the answer
     norms over groups and layers   ONNX Runtime has no 8-bit kernel for them, and its quantiser fails at them
 
-So 8 bits pay where convolutions follow each other, as in ResNets. Where a norm or an activation without an 8-bit kernel
-stands behind every layer (small_cnn, mobilenet_v3), turning numbers back and forth costs what the arithmetic saves.
+So 8 bits pay where convolutions follow each other, as in ResNets, or are large, as in ConvNeXt. Where a norm or an
+activation without an 8-bit kernel stands behind every small layer (small_cnn, mobilenet_v3), turning numbers back and
+forth costs what the arithmetic saves.
 """
 
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import onnxruntime
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -68,6 +70,7 @@ def export_graph(model: Counter, image_size: int) -> bytes:
     Raises:
         ExportError: the network has something that ONNX lacks, or its weights exceed the 2 GB of one file.
     """
+    _onnx_runtime()  # the exporter may import it, too
     example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     try:
         with _silent():
@@ -100,6 +103,7 @@ def quantise_graph(graph: bytes, photos: Photos) -> bytes:
     Raises:
         ExportError: nothing in the graph can be put into 8 bits, or ONNX Runtime fails at it.
     """
+    _onnx_runtime()
     import onnx
     from onnxruntime import quantization
 
@@ -152,6 +156,7 @@ def open_graph(graph: bytes) -> Answer:
     Raises:
         ExportError: the bytes are no graph that this ONNX Runtime can run.
     """
+    onnxruntime = _onnx_runtime()
     options = onnxruntime.SessionOptions()
     # Replicas are what uses several cores; threads that wait for work by spinning take it from them.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -169,6 +174,15 @@ def open_graph(graph: bytes) -> Answer:
         return probabilities
 
     return answer
+
+
+def _onnx_runtime() -> ModuleType:
+    """ONNX Runtime, which no other module may import before: its wheels report to Microsoft unless told not to."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, as it is imported
+    import onnxruntime
+
+    module: ModuleType = onnxruntime
+    return module
 
 
 @contextmanager
