@@ -264,6 +264,25 @@ def run_local() -> Callable[..., Any]:
     return local_server
 
 
+@pytest.fixture
+def own_ray() -> Iterator[dict[str, str]]:
+    """The environment of a command that starts a Ray for itself."""
+    with ray_environment() as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def wait_for(served_checkpoint: Path) -> Callable[..., Server]:
+    """`wait_for(host, port, process)`: the server there, once it counts."""
+
+    def wait(host: str, port: int, process: "subprocess.Popen[bytes]") -> Server:
+        server = Server(host, port, served_checkpoint)
+        wait_until_ready(server, process)
+        return server
+
+    return wait
+
+
 @pytest.fixture(scope="session")
 def body_timeout_s() -> float:
     """How long `server` waits for a body."""
