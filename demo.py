@@ -106,11 +106,11 @@ def heed_ctrl_c() -> None:
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log_path: Path) -> None:
-    """Poll /healthz until it answers."""
+    """Poll /readyz until it answers."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            with urllib.request.urlopen(f"{url}/healthz", timeout=5):  # noqa: S310  # our own loopback address
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):  # noqa: S310  # our own loopback address
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
@@ -126,7 +126,7 @@ def count_over_http(url: str, bucket: Path, predictions: Path, limit: int) -> in
     num_right = 0
     for row in rows:
         photo = (bucket / "bin-images" / f"{row['id']}.jpg").read_bytes()
-        request = urllib.request.Request(f"{url}/count", photo, {"Content-Type": "image/jpeg"})  # noqa: S310
+        request = urllib.request.Request(f"{url}/v1/count", photo, {"Content-Type": "image/jpeg"})  # noqa: S310
         with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310  # our own loopback address
             answer = json.load(response)
         right = answer["count"] == int(row["expected"])

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from pydantic import ConfigDict
 
 from bintally.scores import MIN_PROBABILITY, Counts, Probabilities, nll_of
+from bintally.verify import VerifyThresholds
 
 COVERAGES: Final = (0.8, 0.9, 0.95)
 MAX_SCALE: Final = 20.0  # temperatures lie in 1/20..20
@@ -43,6 +44,8 @@ class Calibration:
     split_by: str
     """How the ids of the bucket were split; by `hash`, photos have siblings in training, and this promises too much."""
     num_images: int
+    verify: VerifyThresholds | None = None
+    """Limits of p(match) for records; None in folders written before there were any."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:

@@ -13,12 +13,12 @@ from typing import Final
 
 import numpy as np
 import simplejpeg
-import torch
 from jaxtyping import UInt8
 from PIL import Image
-from torch.nn import functional as F
 
 from bintally.errors import ImageError
+from bintally.quality import PhotoQuality, assess
+from bintally.resize import resize
 from bintally.source_config import PixelConfig
 
 MIN_SIDE = 16
@@ -54,15 +54,19 @@ def decode_photo(
     """
     width, height = check_header(data)
     target = content_size(width, height, pixels)
-    if not data.startswith(_JPEG_MAGIC):
-        decoded = _decode_png(data)
-    elif pixels.fast_decode:
-        half_width, half_height = (width + 1) // 2, (height + 1) // 2
-        # Not below half, though a smaller scale may do: the result would visibly differ.
-        decoded = _decode_jpeg(data, min_width=max(target[0], half_width), min_height=max(target[1], half_height))
-    else:
-        decoded = _decode_jpeg(data)
-    return _place(_resize(decoded, *target), pixels.size, out)
+    return _place(resize(_decode(data, width, height, pixels), *target), pixels.size, out)
+
+
+def decode_and_assess(data: bytes, pixels: PixelConfig) -> tuple[UInt8[np.ndarray, "size size 3"], PhotoQuality]:
+    """What `decode_photo` returns, and the photo's quality; decoded once.
+
+    Raises:
+        ImageError: as `decode_photo`.
+    """
+    width, height = check_header(data)
+    decoded = _decode(data, width, height, pixels)
+    photo = _place(resize(decoded, *content_size(width, height, pixels)), pixels.size, None)
+    return photo, assess(decoded, width=width, height=height)
 
 
 def content_size(width: int, height: int, pixels: PixelConfig) -> tuple[int, int]:
@@ -125,6 +129,17 @@ def _has_too_many_scans(jpeg: bytes) -> bool:
     return num_scans > MAX_SCANS
 
 
+def _decode(data: bytes, width: int, height: int, pixels: PixelConfig) -> UInt8[np.ndarray, "rows columns 3"]:
+    """All pixels, or half of them per side where `fast_decode` allows it; width and height are the header's."""
+    if not data.startswith(_JPEG_MAGIC):
+        return _decode_png(data)
+    if not pixels.fast_decode:
+        return _decode_jpeg(data)
+    target = content_size(width, height, pixels)
+    # Not below half, though a smaller scale may do: the result would visibly differ.
+    return _decode_jpeg(data, min_width=max(target[0], (width + 1) // 2), min_height=max(target[1], (height + 1) // 2))
+
+
 def _decode_jpeg(data: bytes, *, min_width: int = 0, min_height: int = 0) -> UInt8[np.ndarray, "height width 3"]:
     """At half size if that is at least so wide and high, else at full size; 0 sets no minimum and keeps full size."""
     try:
@@ -152,16 +167,6 @@ def _decode_png(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError("truncated_image", str(error)) from None
-
-
-def _resize(
-    decoded: UInt8[np.ndarray, "height width 3"], width: int, height: int
-) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    # The batch axis first: permuted afterwards, the layout stays channels_last, and no copy has to turn it back.
-    nchw = torch.from_numpy(decoded)[None].permute(0, 3, 1, 2)
-    # What torchvision's v2.resize does on uint8, without its import, which takes every data task a second.
-    resized = F.interpolate(nchw, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _place(

@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from bintally.batch import ID
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
 from bintally.image import check_header, decode_photo
+from bintally.quality import LUMA, measure_sharpness
 from bintally.source_config import DataConfig, PixelConfig
 from data.bucket import open_bucket
 from data.fetch import FetchedBin, fetch_bins
@@ -31,7 +32,6 @@ GREY_SIDE: Final = 224
 GREY: Final = PixelConfig(size=GREY_SIDE)
 CLUTTER_SIDE: Final = 32
 THUMB_SIDE: Final = 16
-LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 
 _IDS_PER_TASK: Final = 128
 
@@ -108,12 +108,6 @@ def measure_bin(bin_id: str, record: bytes | None, photo: bytes | None) -> BinFa
         clutter=measure_clutter(shrink(grey, CLUTTER_SIDE)),
         thumb=shrink(grey, THUMB_SIDE).round().astype(np.uint8).tobytes(),
     )
-
-
-def measure_sharpness(grey: Float[np.ndarray, "height width"]) -> float:
-    """Variance of the Laplacian."""
-    sides = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    return float((sides - 4 * grey[1:-1, 1:-1]).var())
 
 
 def measure_clutter(grey: Float[np.ndarray, "height width"]) -> float:

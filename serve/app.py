@@ -1,126 +1,140 @@
-"""The counter over HTTP, one Ray Serve deployment.
+"""The engine that is Ray Serve: one deployment, each replica of which is the whole server.
 
     serve run serve.app:app checkpoint=/path/to/checkpoint
-    curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/count
+    serve run serve/config.yaml
+    curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/v1/count
 
-The environment variable BINTALLY_CHECKPOINT names the checkpoint where the argument does not.
+The arguments are the fields of serve.settings.Settings; BINTALLY_CHECKPOINT names the checkpoint where none does. They
+reach the replicas as Serve's user_config, so that deploying other ones swaps models in running replicas.
 """
 
-import asyncio
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict
+from typing import Any, Final
 
-from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, PositiveFloat
 from ray import serve
-from ray.serve.config import BackpressureConfig
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bintally.errors import CheckpointError
-from serve.schema import (
-    PHOTO_BODY,
-    CountAnswer,
-    Health,
-    add_error_handlers,
-    check_photo_headers,
-    describe_errors,
-    read_body,
-)
-
-if TYPE_CHECKING:  # imports torch, which takes seconds
-    from serve.predictor import Photo, Prediction
+from bintally.errors import BinTallyError, ConfigError
+from serve.models import load_models
+from serve.predictor import Counted
+from serve.service import CounterService, Job, count_jobs
+from serve.settings import Settings, settings_from_dict
+from serve.telemetry import Instruments, log_json, server_log
 
 CHECKPOINT_VARIABLE: Final = "BINTALLY_CHECKPOINT"
-MAX_BATCH_SIZE: Final = 8
-MAX_ONGOING_REQUESTS: Final = 4 * MAX_BATCH_SIZE  # near the batch size, batches never fill and the router backs off
-MAX_DECODING: Final = 2  # a photo of 25 MP takes up to 100 MB while it is decoded
-
-api = FastAPI(title="BinTally", version="0.1.0", docs_url=None, redoc_url=None, redirect_slashes=False)
-add_error_handlers(api)
+# The server refuses by itself what it has no room for (Settings.max_in_flight), with JSON and Retry-After, and holds
+# slow senders at no cost; Ray's limits only have to lie above.
+MAX_ONGOING_REQUESTS: Final = 1000
+DRAIN_S: Final = 15
 
 
-@serve.ingress(api)
+class LateApp:
+    """Stands in for the application, for which Ray asks before it tells the settings."""
+
+    def __init__(self) -> None:
+        self.api: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on; the application has nothing to start or stop."""
+        if scope["type"] == "lifespan":
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
+        assert self.api is not None
+        await self.api(scope, receive, send)
+
+
+@serve.ingress()
 class BinCounter:
-    """Decodes each photo on its own, so that a bad one harms no other, and counts them in batches."""
+    """A replica: the application over its own models, with Serve's batching."""
 
-    def __init__(self, checkpoint: str, body_timeout_s: float) -> None:
+    def __init__(self) -> None:
         import torch
 
-        from serve.predictor import Predictor, probe_photo
-
         torch.set_num_threads(1)  # replicas are the unit of scale; spinning OpenMP threads starve each other
-        self._predictor = Predictor.load(Path(checkpoint))
-        self._probe = probe_photo()
-        self._body_timeout_s = body_timeout_s
-        self._decoding = asyncio.Semaphore(MAX_DECODING)
+        log_json()
+        self._instruments = Instruments()
+        self._service: CounterService | None = None
+        self._app = LateApp()
 
-    @api.post("/count", openapi_extra=PHOTO_BODY, responses=describe_errors(400, 408, 413, 415, 500, 503))
-    async def count(self, request: Request) -> CountAnswer:
-        """Count the items in a photo of a bin."""
-        check_photo_headers(request.headers)
-        data = await read_body(request, timeout_s=self._body_timeout_s)
-        prediction = await self._predict(data)
-        return CountAnswer(
-            count=prediction.count,
-            probabilities={str(count): p for count, p in enumerate(prediction.probabilities)},
-            model_version=self._predictor.version,
-        )
+    def __serve_build_asgi_app__(self) -> ASGIApp:  # Ray's name
+        return self._app
 
-    @api.get("/healthz", responses=describe_errors(500, 503))
-    async def healthz(self) -> Health:
-        """Let the model count a probe photo, the way of every other photo."""
-        await self.check_health()
-        return Health(model_version=self._predictor.version)
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take settings: the first ones, or others while requests are answered.
+
+        Raises:
+            BinTallyError: the first models cannot be loaded. Later ones only leave a line in the log.
+        """
+        from serve.api import build_api
+
+        settings = settings_from_dict(user_config)
+        batching: Any = self._count_batch  # the decorator adds methods that types do not know
+        batching.set_max_batch_size(settings.max_batch_size)
+        batching.set_batch_wait_timeout_s(settings.batch_wait_s)
+        if self._service is not None:
+            try:
+                await self._service.reload(settings)
+            except BinTallyError as error:
+                server_log.error("the models stay as they were: %s", error)
+            return
+        models = await run_in_threadpool(load_models, settings)
+        self._service = CounterService(settings, models, self._instruments)
+        self._service.engine = self._count_one
+        self._app.api = build_api(self._service)
 
     async def check_health(self) -> None:
         """Ray Serve replaces a replica in which this raises."""
-        await self._predict(self._probe)
+        if self._service is not None:
+            await self._service.check_ready()
 
-    async def _predict(self, data: bytes) -> "Prediction":
-        async with self._decoding:
-            photo = await run_in_threadpool(self._predictor.decode, data)
-        return await self._count_batch(photo)
+    async def _count_one(self, job: Job) -> Counted:
+        counted: Counted = await self._count_batch(job)
+        return counted
 
-    @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0)  # a CPU core gains nothing by waiting
-    async def _count_batch(self, photos: "list[Photo]") -> "list[Prediction]":
-        return await run_in_threadpool(self._predictor.count, photos)
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0)
+    async def _count_batch(self, jobs: list[Job]) -> list[Counted]:
+        return await run_in_threadpool(count_jobs, jobs, self._instruments)
 
 
 deployment = serve.deployment(
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
-    max_queued_requests=64,  # per proxy; more are told to retry (503)
-    backpressure_config=BackpressureConfig(retry_after_s=1),
-    graceful_shutdown_timeout_s=15,
+    max_queued_requests=MAX_ONGOING_REQUESTS,
+    graceful_shutdown_timeout_s=DRAIN_S,
+    health_check_period_s=2,
+    health_check_timeout_s=10,
 )(BinCounter)
 
 
-class ServerArgs(BaseModel):
-    """Arguments of the application: `name=value` after `serve run serve.app:app`, or `args:` of a config file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    checkpoint: str | None = None
-    """A checkpoint folder, at the same path on every node; None takes it from BINTALLY_CHECKPOINT."""
-    body_timeout_s: PositiveFloat = 10
-    """A photo must have arrived after so many seconds."""
-
-
-def app(args: ServerArgs) -> serve.Application:
+def app(args: dict[str, Any]) -> serve.Application:
     """Build the application that `serve run` starts.
 
-    Raises:
-        CheckpointError: there is no usable checkpoint.
-    """
-    named = args.checkpoint or os.environ.get(CHECKPOINT_VARIABLE)
-    how = f"name a checkpoint folder by the argument checkpoint=... or the environment variable {CHECKPOINT_VARIABLE}"
-    if not named:
-        raise CheckpointError(f"there is no checkpoint to serve; {how}")
-    from serve.predictor import Predictor
+    Args:
+        args: fields of Settings, `name=value` after `serve run serve.app:app`, or `args:` of a config file.
 
-    checkpoint = Path(named).expanduser().absolute()  # replicas run in another folder
-    try:
-        Predictor.load(checkpoint)  # here the fault is one line; in a replica it is three restarts and a long log
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; {how}") from None
-    return deployment.bind(str(checkpoint), args.body_timeout_s)
+    Raises:
+        ConfigError: an argument is wrong, or there is no checkpoint.
+        CheckpointError: a checkpoint cannot be served.
+    """
+    settings = settings_of(args)
+    load_models(settings)  # here a fault is one line; in a replica it is three restarts and a long log
+    return deployment.options(user_config=asdict(settings)).bind()
+
+
+def settings_of(args: dict[str, Any]) -> Settings:
+    """Settings, with the checkpoint of the environment if the arguments name none.
+
+    Raises:
+        ConfigError: an argument is wrong, or there is no checkpoint.
+    """
+    named = {"checkpoint": os.environ[CHECKPOINT_VARIABLE]} if os.environ.get(CHECKPOINT_VARIABLE) else {}
+    values = named | args
+    if not values.get("checkpoint"):
+        raise ConfigError(
+            "there is no checkpoint to serve; name one by the argument checkpoint=... or the environment variable"
+            f" {CHECKPOINT_VARIABLE}"
+        )
+    return settings_from_dict(values)

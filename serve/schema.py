@@ -1,34 +1,55 @@
-"""What goes over HTTP: bodies and their limits, answers, errors."""
+"""What the API answers."""
 
-import asyncio
-from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from pydantic import BaseModel, ConfigDict
 
-from bintally.errors import CheckpointError, ImageError
+from bintally.verify import Verdict
+from serve.problems import Problem
+from serve.service import Answer
 
-MAX_BODY_BYTES: Final = 10_000_000
-PHOTO_TYPES: Final = ("image/jpeg", "image/png", "application/octet-stream")
+MS = 1000
 
-STATUS_OF: Final = {
-    "empty_body": 400,
-    "incomplete_body": 400,
-    "truncated_image": 400,
-    "body_timeout": 408,
-    "absurd_dimensions": 413,
-    "body_too_large": 413,
-    "not_an_image": 415,
-    "unsupported_media_type": 415,
-    "internal_error": 500,
-    "model_unhealthy": 503,
-}
-"""Status of every code in an error answer; the reasons of ImageError are among the codes."""
+
+class CountRange(BaseModel):
+    """Counts that hold the expected quantity of so many records, over all photos like those of the calibration."""
+
+    low: int
+    high: int
+    coverage: float = 0.9
+
+
+class Photo(BaseModel):
+    """What the file is like."""
+
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    brightness: float
+    """Mean, 0 black to 255 white."""
+    sharpness: float
+    """Variance of the Laplacian over the variance; low when blurred, or when plain."""
+    flags: list[str]
+    """Why the count may be worth less: `dark`, `blurred`, `too_small`."""
+
+
+class ModelName(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str
+    """First 12 hex digits of the SHA-256 of its weights."""
+    runtime: str
+    """`onnx_int8`, `onnx_fp32` or `eager`."""
+
+
+class Timing(BaseModel):
+    """What a photo took."""
+
+    decode_ms: float
+    count_ms: float
+    """From decoded to counted, with the wait for a batch."""
 
 
 class CountAnswer(BaseModel):
@@ -37,131 +58,140 @@ class CountAnswer(BaseModel):
     count: int
     """The most probable count."""
     probabilities: dict[str, float]
-    """Of each count "0".."max_count"; they add up to 1."""
-    model_version: str
-    """Which weights answered."""
+    """Of each count "0".."max_count", calibrated if the checkpoint is; they add up to 1."""
+    expected_value: float
+    """Mean of the distribution, in items."""
+    range: CountRange | None
+    """Null if the checkpoint is not calibrated."""
+    photo: Photo
+    model: ModelName
+    timing: Timing
+    request_id: str
 
 
-class Health(BaseModel):
-    """The model has just answered a probe photo."""
+class VerifyThresholds(BaseModel):
+    """A p_match above `match` is a match, below `mismatch` a mismatch; what lies between is for people."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    match: float
+    mismatch: float
+
+
+class VerifyAnswer(BaseModel):
+    """Whether a photo agrees with its record."""
+
+    verdict: Literal["match", "mismatch", "review"]
+    p_match: float | None
+    """Probability that the bin holds the expected quantity; null where the model does not count so far."""
+    reason: str
+    """For programs, stable."""
+    explanation: str
+    """For people."""
+    thresholds: VerifyThresholds | None
+    """Null if the checkpoint is not calibrated, and every verdict `review`."""
+    expected_quantity: int
+    bin_id: str | None
+    counted: CountAnswer
+
+
+class BatchItem(BaseModel):
+    """One photo of several: its count, or why there is none."""
+
+    index: int
+    """Its place in the request, from 0."""
+    name: str
+    """Of the file, if the form gave one."""
+    counted: CountAnswer | None
+    problem: Problem | None
+
+
+class BatchAnswer(BaseModel):
+    """The counts of several photos."""
+
+    num_counted: int
+    num_failed: int
+    items: list[BatchItem]
+    request_id: str
+
+
+class ModelAnswer(BaseModel):
+    """A model's card."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    version: str
+    recipe: str
+    backbone: str
+    image_size: int
+    max_count: int
+    runtime: str
+    runtime_reason: str
+    metrics: dict[str, Any]
+    """Figures that were measured with these weights."""
+    calibration: dict[str, Any] | None
+    """Temperature and thresholds, and the photos that they were fitted on."""
+
+
+class ModelsAnswer(BaseModel):
+    """All models of the server."""
+
+    models: list[ModelName]
+
+
+class Live(BaseModel):
+    """The server runs."""
 
     status: Literal["ok"] = "ok"
-    model_version: str
 
 
-class ErrorDetail(BaseModel):
-    """What went wrong."""
+class Ready(Live):
+    """A loaded model has answered a probe photo within the last second."""
 
-    code: str
-    """For programs, stable; for example `truncated_image`."""
-    message: str
-    """For people."""
+    model: ModelName
 
 
-class ErrorAnswer(BaseModel):
-    """The body of every answer that is not 200."""
-
-    error: ErrorDetail
-
-
-class Refusal(HTTPException):
-    """A request that is not answered with a count."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(STATUS_OF[code], message)
-        self.code = code
+def name_of(answer: Answer) -> ModelName:
+    """Which model gave an answer."""
+    predictor = answer.predictor
+    return ModelName(name=answer.model, version=predictor.version, runtime=predictor.runtime.name)
 
 
-PHOTO_BODY: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "description": f"The bytes of one JPEG or PNG, {MAX_BODY_BYTES // 10**6} MB at most. The bytes themselves tell"
-        " which; the content type is a hint.",
-        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in PHOTO_TYPES},
-    }
-}
+def count_answer(answer: Answer, request_id: str) -> CountAnswer:
+    """A counted photo as it goes out."""
+    counted, quality = answer.counted, answer.quality
+    known = counted.low is not None and counted.high is not None
+    return CountAnswer(
+        count=counted.count,
+        probabilities={str(count): p for count, p in enumerate(counted.probabilities)},
+        expected_value=counted.expected_value,
+        range=CountRange(low=counted.low or 0, high=counted.high or 0) if known else None,
+        photo=Photo(
+            width=quality.width,
+            height=quality.height,
+            brightness=round(quality.brightness, 1),
+            sharpness=round(quality.sharpness, 3),
+            flags=list(quality.flags),
+        ),
+        model=name_of(answer),
+        timing=Timing(decode_ms=round(answer.decode_s * MS, 2), count_ms=round(answer.count_s * MS, 2)),
+        request_id=request_id,
+    )
 
 
-def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI of the error answers with these statuses."""
-    codes = {status: [code for code, of in STATUS_OF.items() if of == status] for status in statuses}
-    answers: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer, "description": f"{HTTPStatus(status).phrase}: {', '.join(codes[status])}"}
-        for status in statuses
-    }
-    for status in {500, 503} & set(
-        statuses
-    ):  # Ray's proxy answers these itself when it is overloaded or a replica dies
-        answers[status]["content"] = {"text/plain": {"schema": {"type": "string"}}}
-    return answers
-
-
-def check_photo_headers(headers: Headers) -> None:
-    """Refuse what is declared as something else than the bytes of a photo.
-
-    Raises:
-        Refusal: with code `unsupported_media_type`.
-    """
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in PHOTO_TYPES:
-        raise Refusal("unsupported_media_type", f"send a photo with content type {' or '.join(PHOTO_TYPES)}")
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise Refusal("unsupported_media_type", "send the photo without content encoding")
-
-
-async def read_body(request: Request, *, timeout_s: float) -> bytes:
-    """Read a body, but never more than one chunk past the limit, nor longer than `timeout_s`.
-
-    Raises:
-        Refusal: the body is too large, too slow, empty or broken off.
-    """
-    too_large = Refusal("body_too_large", f"the body may hold {MAX_BODY_BYTES} bytes at most")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise too_large
-    except TimeoutError:
-        raise Refusal("body_timeout", f"the body did not arrive within {timeout_s:g} s") from None
-    except ClientDisconnect:
-        raise Refusal("incomplete_body", "the body broke off") from None
-    if not body:
-        raise Refusal("empty_body", "send a photo as the body")
-    return bytes(body)
-
-
-def add_error_handlers(api: FastAPI) -> None:
-    """Answer every error as an ErrorAnswer."""
-    api.add_exception_handler(HTTPException, _answer_http_error)
-    api.add_exception_handler(ImageError, _answer_image_error)
-    api.add_exception_handler(CheckpointError, _answer_checkpoint_error)
-    api.add_exception_handler(Exception, _answer_bug)
-
-
-async def _answer_http_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    code = error.code if isinstance(error, Refusal) else HTTPStatus(error.status_code).name.lower()
-    return _answer(error.status_code, code, error.detail, dict(error.headers or {}))
-
-
-async def _answer_image_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ImageError)
-    return _answer(STATUS_OF[error.reason], error.reason, str(error).removeprefix(f"{error.reason}: "))
-
-
-async def _answer_checkpoint_error(_: Request, error: Exception) -> JSONResponse:
-    return _answer(STATUS_OF["model_unhealthy"], "model_unhealthy", str(error))
-
-
-async def _answer_bug(_: Request, __: Exception) -> JSONResponse:
-    return _answer(500, "internal_error", "the server failed; its log tells more")  # the log has the traceback
-
-
-def _answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    answer = ErrorAnswer(error=ErrorDetail(code=code, message=message))
-    return JSONResponse(answer.model_dump(), status, headers)
+def verify_answer(
+    answer: Answer, verdict: Verdict, expected_quantity: int, bin_id: str | None, request_id: str
+) -> VerifyAnswer:
+    """A verdict as it goes out."""
+    thresholds = answer.predictor.thresholds
+    return VerifyAnswer(
+        verdict=verdict.decision,
+        p_match=verdict.p_match,
+        reason=verdict.reason,
+        explanation=verdict.sentence,
+        thresholds=None if thresholds is None else VerifyThresholds.model_validate(thresholds),
+        expected_quantity=expected_quantity,
+        bin_id=bin_id,
+        counted=count_answer(answer, request_id),
+    )

@@ -5,6 +5,7 @@ import numpy as np
 from bintally.calibration import COVERAGES, Calibration, fit_temperature, fit_thresholds, scale
 from bintally.checkpoint import Checkpoint
 from bintally.source_config import DataConfig
+from bintally.verify import fit_verify
 from data.progress import say
 
 
@@ -13,14 +14,16 @@ def fit_calibration(
 ) -> Calibration:
     """Temperature and thresholds of photos of a split, of which there must be one at least."""
     temperature = fit_temperature(probabilities, counts)
+    calibrated = scale(probabilities, temperature)
     return Calibration(
         temperature=temperature,
-        thresholds=fit_thresholds(scale(probabilities, temperature), counts, COVERAGES),
+        thresholds=fit_thresholds(calibrated, counts, COVERAGES),
         model_version=checkpoint.version,
         source=data.source,
         split=split,
         split_by=data.split_by,
         num_images=len(counts),
+        verify=fit_verify(calibrated, counts),
     )
 
 

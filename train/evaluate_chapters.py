@@ -161,6 +161,11 @@ def calibration_section(summary: Summary, charts: Charts) -> str:
     ]
     head = ("promised", "held", "counts in a range, mean", "of one count", "held, by expected count")
     intro = "Ranges of neighbouring counts (split conformal prediction), on the photos scored here:"
+    coverages = [
+        (split, f"{row['num_images']:,}", *(f"{held:.1%}" for held in row["coverage"].values()))
+        for split, row in calibration["by_split"].items()
+    ]
+    split_head = ("split", "photos", *(f"{float(target):.0%} promised" for target in calibration["ranges"]))
     doubts = [f"Be careful: {text(doubt)}." for doubt in calibration["doubts"]]
     return section(
         "calibration",
@@ -168,6 +173,9 @@ def calibration_section(summary: Summary, charts: Charts) -> str:
         f'<div class="lone">{chart(charts["reliability"], alt=alt, caption=caption)}</div>',
         paragraph(intro),
         table(head, rows, label="Prediction ranges", numeric=(1, 2, 3)),
+        table(split_head, coverages, label="Ranges by split", numeric=range(1, len(split_head)))
+        if len(coverages) > 1
+        else "",
         bullets(doubts) if doubts else "",
     )
 

@@ -1,5 +1,6 @@
 """All figures of an evaluation from its predictions: one JSON-ready dict, the same as in metrics.json."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from bintally.metrics import CountTally
 from bintally.scores import DECODERS, Reliability, confusion_of, figures_of, nll_of, risk_by_coverage
 from train.bootstrap import Bootstrap, intervals_of
 from train.evaluate_parts import BRIGHTNESS, FLIPPED, PROBABILITIES, REASON, SHARPNESS
+from train.evaluate_verify import audit_figures
 
 CURVE_POINTS: Final = 100
 COVERED: Final = (0.5, 0.7, 0.9, 1.0)
@@ -91,6 +93,7 @@ def figures_of_all(scored: Scored, calibration: Calibration | None, bootstrap: B
         "risk_coverage": risk_figures(probabilities, counts),
         "reliability": reliability_rows(probabilities, counts),
         "calibration": None if calibration is None else calibration_figures(probabilities, counts, calibration),
+        "audit": audit_figures(probabilities, counts, calibration),
         "intervals": intervals_of(scored.ids, counts, scored.counted, nll, scored.num_classes, bootstrap),
     }
 
@@ -158,6 +161,26 @@ def calibration_figures(probabilities: np.ndarray, counts: np.ndarray, calibrati
         "ranges": {
             target: _range_figures(calibrated, counts, calibration, target) for target in calibration.thresholds
         },
+    }
+
+
+def coverage_by_split(
+    scored: Scored, calibration: Calibration, ids: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Any]]:
+    """How often the ranges hold the expected count, for each split that holds a scored photo."""
+    calibrated = calibration.apply(scored.probabilities)
+    known = {split: frozenset(ids[split]) for split in ("train", "val", "test")}
+    members = {split: np.array([bin_id in chosen for bin_id in scored.ids], bool) for split, chosen in known.items()}
+    return {
+        split: {
+            "num_images": int(rows.sum()),
+            "coverage": {
+                target: _range_figures(calibrated[rows], scored.counts[rows], calibration, target)["coverage"]
+                for target in calibration.thresholds
+            },
+        }
+        for split, rows in members.items()
+        if rows.any()
     }
 
 

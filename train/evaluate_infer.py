@@ -21,11 +21,11 @@ from ray.exceptions import RayError
 from bintally.batch import COUNT, HEIGHT, ID, IMAGE, POSITION, WIDTH, ArrayBatch
 from bintally.checkpoint import Checkpoint
 from bintally.errors import ClusterTooSmallError
+from bintally.quality import LUMA, measure_sharpness
 from bintally.source_config import DataConfig
 from data.args import ReadArgs
 from data.blocks import FetchSpec
 from data.drops import DropLedger
-from data.facts import LUMA, measure_sharpness
 from data.ingest import cache_of, put_ids
 from data.pipeline import stream_rows
 from data.progress import say

@@ -17,6 +17,7 @@ from train.evaluate_chapters import (
     risk_section,
     slice_section,
 )
+from train.evaluate_verify_page import audit_section
 
 _STYLE: Final = Path(data.report_html.__file__).with_name("report.css")
 _WIDE: Final = "#published table { min-width: 52rem; }"  # on a phone it scrolls, instead of one word per line
@@ -27,6 +28,7 @@ _CHAPTERS: Final = {
     "answers": "Ways to answer",
     "risk": "Risk and coverage",
     "calibration": "Calibration",
+    "audit": "Wrong records",
     "slices": "Slices",
     "worst": "Worst mistakes",
 }
@@ -60,6 +62,7 @@ def render_page(summary: dict[str, Any], charts: Mapping[str, Path], worst: Sequ
         answer_section(summary),
         risk_section(summary, charts),
         calibration_section(summary, charts),
+        audit_section(summary, charts),
         slice_section(summary),
         worst_section(worst),
     ]

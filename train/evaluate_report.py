@@ -10,19 +10,20 @@ from PIL import Image
 
 from bintally.scores import nll_of
 from bintally.source_config import DataConfig
+from bintally.verify import BUDGETS
 from data.bucket import open_bucket
 from data.progress import say
 from data.report_photos import ShownPhoto, load_photos
 from train.evaluate_figures import Scored
 from train.evaluate_page import Mistake, render_page
-from train.plots import plot_confusion, plot_reliability, plot_risk_coverage, plot_sheet
+from train.plots import plot_confusion, plot_recall, plot_reliability, plot_risk_coverage, plot_sheet
 
 SHEET_SIZE: Final = 40
 NUM_WORST: Final = 32
 
 
 def write_report(summary: dict[str, Any], scored: Scored, data: DataConfig, run_dir: Path) -> None:
-    """Draw confusion, risk-coverage, reliability, sheet and worst as PNG, and write report.html."""
+    """Draw confusion, risk-coverage, reliability, recall, sheet and worst as PNG, and write report.html."""
     sample, worst = sample_rows(len(scored.ids)), worst_rows(scored)
     say("drawing the figures")
     photos = load_photos(open_bucket(data), {scored.ids[row] for row in [*sample, *worst]})
@@ -63,7 +64,7 @@ def _mistake(scored: Scored, row: int, photos: dict[str, ShownPhoto]) -> Mistake
 
 def _draw_charts(summary: dict[str, Any], run_dir: Path) -> dict[str, Path]:
     """Each figure's path by name."""
-    charts = {name: run_dir / f"{name}.png" for name in ("confusion", "risk_coverage", "reliability")}
+    charts = {name: run_dir / f"{name}.png" for name in ("confusion", "risk_coverage", "reliability", "recall")}
     title = (
         f"{summary['split']} split, {summary['num_images']:,} images: accuracy {summary['accuracy']:.1%},"
         f" majority class {summary['majority_accuracy']:.1%}"
@@ -75,6 +76,12 @@ def _draw_charts(summary: dict[str, Any], run_dir: Path) -> dict[str, Path]:
     if summary["calibration"]:
         curves[f"calibrated, ECE {summary['calibration']['ece']:.1%}"] = _bins(summary["calibration"]["reliability"])
     plot_reliability(curves, charts["reliability"], title="accuracy by confidence")
+    found = {
+        f"{float(share):.0%} of {row['num_images']:,} records wrong": row["curve"]
+        for share, row in summary["audit"]["tampered"].items()
+        if row["curve"]
+    }
+    plot_recall(found, BUDGETS, charts["recall"], title="wrong records found by the recount queue")
     return charts
 
 

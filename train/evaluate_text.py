@@ -20,6 +20,8 @@ def format_summary(summary: dict[str, Any]) -> str:
         f"  rmse, mae       {summary['rmse']:6.2f} {summary['mae']:.2f} items{between('rmse', '.2f')}",
         f"  nll, ece        {summary['nll']:6.3f} nats, {summary['ece']:.1%}" + _after(summary["calibration"]),
         f"  quadratic kappa {summary['quadratic_kappa']:6.3f}{between('quadratic_kappa', '.3f')}",
+        *_ranges(summary["calibration"]),
+        *(_audit(share, row) for share, row in summary["audit"]["tampered"].items() if row["num_wrong"]),
         "  count  images  accuracy  rmse",
     ]
     lines += [
@@ -40,3 +42,19 @@ def _after(calibration: dict[str, Any] | None) -> str:
     if calibration is None:
         return "; not calibrated"
     return f"; calibrated {calibration['nll']:.3f} nats, {calibration['ece']:.1%}"
+
+
+def _ranges(calibration: dict[str, Any] | None) -> list[str]:
+    """Promised and held coverage."""
+    if calibration is None:
+        return []
+    held = ", ".join(f"{row['coverage']:.1%} of {float(target):.0%}" for target, row in calibration["ranges"].items())
+    return [f"  ranges hold     {held} promised"]
+
+
+def _audit(share: str, row: dict[str, Any]) -> str:
+    """How early wrong records are found, and how many right ones are called wrong."""
+    found = ", ".join(f"{recall:.0%} at {float(budget):.0%}" for budget, recall in row["recall"].items())
+    line = f"  {f'{float(share):.0%} wrong':<16}auroc {row['auroc']:.3f}; found by counting again: {found}"
+    decisions = row["decisions"]
+    return line if decisions is None else f"{line}; false alarms {decisions['false_alarms']:.1%}"

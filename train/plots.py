@@ -90,6 +90,34 @@ def plot_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], p
     figure.savefig(path, dpi=140)
 
 
+def plot_recall(
+    curves: Mapping[str, Sequence[tuple[float, float]]], budgets: Sequence[float], path: Path, *, title: str
+) -> None:
+    """Share of the wrong records found by the share of all records that people count again, beside a random order.
+
+    Args:
+        curves: (share counted, share found) by the name of the curve.
+        budgets: shares at which the first curve has its value written.
+        path: where to draw.
+        title: above the figure.
+    """
+    figure = Figure(figsize=CURVE_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", label="random order")
+    for number, ((name, points), color) in enumerate(zip(curves.items(), (LINE, SECOND), strict=False)):
+        counted, found = np.asarray(points, float).T
+        axes.plot(counted, found, color=color, linewidth=2, label=name)
+        for budget in budgets if number == 0 else ():
+            height = float(np.interp(budget, counted, found))
+            axes.plot(budget, height, "o", color=color, markersize=5, zorder=3)
+            axes.annotate(f"{height:.0%}", (budget, height), (6, -11), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="records counted again, worst first", ylabel="wrong records found", xlim=(0, 1), ylim=(0, 1))
+    _as_percent(axes)
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=140)
+
+
 def _as_percent(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for axis in (axes.xaxis, axes.yaxis):

@@ -19,7 +19,7 @@ from data.session import ray_session
 from data.split import Split
 from train.bootstrap import Bootstrap
 from train.evaluate_calibrate import doubts_of, fit_calibration, tell_calibration
-from train.evaluate_figures import Scored, figures_of_all
+from train.evaluate_figures import Scored, coverage_by_split, figures_of_all
 from train.evaluate_infer import InferSpec, infer
 from train.evaluate_parts import REASON, PredictionParts
 from train.evaluate_report import write_report
@@ -72,7 +72,7 @@ def evaluate(plan: EvaluatePlan) -> dict[str, Any]:
         rows = _predict(plan, plan.split, ids[plan.split], plan.run_dir / "predictions")
     drops = _tell_drops(plan, plan.split, rows)
     scored = Scored.of(rows, plan.checkpoint.recipe.data.num_classes)
-    summary = summarise(plan, scored, rows.num_rows, drops)
+    summary = summarise(plan, scored, rows.num_rows, drops, ids)
     _write(plan.run_dir, summary, scored, drops)
     write_report(summary, scored, plan.data, plan.run_dir)
     say(format_summary(summary))
@@ -94,12 +94,15 @@ def ids_by_split(plan: EvaluatePlan) -> dict[str, list[str]]:
     return dict(splits.items()) | {"all": whole}
 
 
-def summarise(plan: EvaluatePlan, scored: Scored, num_ids: int, drops: dict[str, int]) -> dict[str, Any]:
-    """Every figure, with what it is a figure of."""
+def summarise(
+    plan: EvaluatePlan, scored: Scored, num_ids: int, drops: dict[str, int], ids: dict[str, list[str]]
+) -> dict[str, Any]:
+    """Every figure, with what it is a figure of; `ids` are those of `ids_by_split`."""
     checkpoint, data = plan.checkpoint, plan.data
     figures = figures_of_all(scored, checkpoint.calibration, plan.bootstrap)
     if checkpoint.calibration is not None:
         figures["calibration"]["doubts"] = doubts_of(checkpoint.calibration, data, plan.split)
+        figures["calibration"]["by_split"] = coverage_by_split(scored, checkpoint.calibration, ids)
     return figures | {
         "slices": slice_figures(scored, plan.reviewed),
         "published": compare_published(data, plan.split, len(scored.ids)),

@@ -80,7 +80,7 @@ def test_everything_is_left_behind(scored: Path) -> None:
     assert json.loads((scored / "drops.json").read_text()) == metrics["drops"]
     assert {row["by"] for row in metrics["slices"]} == {"brightness", "sharpness", "size"}
     assert metrics["published"]["differs"]
-    for name in ("confusion", "risk_coverage", "reliability", "sheet", "worst"):
+    for name in ("confusion", "risk_coverage", "reliability", "recall", "sheet", "worst"):
         assert (scored / f"{name}.png").stat().st_size > 5_000
     assert "</html>" in (scored / "report.html").read_text()
 
@@ -88,6 +88,7 @@ def test_everything_is_left_behind(scored: Path) -> None:
 def test_the_checkpoint_keeps_a_calibration_of_other_photos(scored: Path, checkpoint_dir: Path) -> None:
     calibration = load_checkpoint(checkpoint_dir).calibration
     assert isinstance(calibration, Calibration)
+    assert calibration.verify is not None
     fitted = set(ids_in(scored / "calibration"))
     assert 30 < calibration.num_images < len(fitted)
     assert (calibration.split, calibration.split_by) == ("val", "grouped")
@@ -96,6 +97,7 @@ def test_the_checkpoint_keeps_a_calibration_of_other_photos(scored: Path, checkp
     after = read_metrics(scored)["calibration"]
     assert after["temperature"] == calibration.temperature
     assert after["doubts"] == []
+    assert after["by_split"]["test"]["coverage"] == {key: row["coverage"] for key, row in after["ranges"].items()}
 
 
 @pytest.mark.usefixtures("shared_ray")

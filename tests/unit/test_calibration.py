@@ -96,6 +96,19 @@ def test_ranges_hold_as_often_as_promised_on_other_photos(sharpen: float) -> Non
         assert float(target) - 0.015 <= held <= float(target) + 0.04
 
 
+@pytest.mark.parametrize("sharpen", [0.5, 1.0, 3.0])
+def test_the_range_of_nine_in_ten_holds_within_two_points_on_the_other_half(sharpen: float) -> None:
+    """With everything fitted on one half, as an evaluation does, whether the model was too sure or not sure enough."""
+    probabilities, counts = draw_photos(8_000, sharpen=sharpen)
+    fitted, other = slice(0, 4_000), slice(4_000, 8_000)
+    temperature = fit_temperature(probabilities[fitted], counts[fitted])
+    thresholds = fit_thresholds(scale(probabilities[fitted], temperature), counts[fitted])
+    found = calibration(temperature=temperature, thresholds=thresholds)
+    low, high = found.ranges(found.apply(probabilities[other]), "0.9")
+    held = ((low <= counts[other]) & (counts[other] <= high)).mean()
+    assert held == pytest.approx(0.9, abs=0.02)
+
+
 def test_too_few_photos_promise_nothing_but_the_whole_range() -> None:
     probabilities, counts = draw_photos(8)
     thresholds = fit_thresholds(probabilities, counts, (0.9,))

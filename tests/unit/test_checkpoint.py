@@ -19,6 +19,7 @@ from bintally.config import ModelConfig, Recipe
 from bintally.errors import CheckpointError
 from bintally.model import Counter, build_model
 from bintally.recipes import smoke
+from bintally.verify import VerifyThresholds
 from train.run import keep_checkpoint
 from train.storage import RESUME_FILE
 
@@ -338,6 +339,28 @@ def test_a_calibration_comes_back_with_its_checkpoint(tmp_path: Path) -> None:
         "metrics.json",
         "model.safetensors",
     ]
+
+
+def test_thresholds_for_records_come_back_and_may_be_absent(tmp_path: Path) -> None:
+    folder = save(tmp_path / "checkpoint")
+    fitted = replace(
+        calibration(load_checkpoint(folder).version), verify=VerifyThresholds(mismatch=0.02, match=0.5, misses=0.1)
+    )
+    write_calibration(folder, fitted)
+    assert load_checkpoint(folder).calibration == fitted
+    path = folder / "calibration.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "verify"}))
+    assert load_checkpoint(folder).calibration == replace(fitted, verify=None)  # a file of before
+
+
+def test_thresholds_that_cross_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "checkpoint")
+    path = folder / "calibration.json"
+    write_calibration(folder, calibration(load_checkpoint(folder).version))
+    crossed = {"mismatch": 0.5, "match": 0.1, "false_alarms": 0.02, "misses": 0.05}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"verify": crossed}))
+    with pytest.raises(CheckpointError, match="mismatch and match"):
+        load_checkpoint(folder)
 
 
 def test_a_calibration_of_other_weights_is_refused(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 from bintally.calibration import Calibration
 from bintally.errors import ConfigError
 from bintally.source_config import DataConfig
+from bintally.verify import VerifyThresholds, tamper, verify_figures
 from data.report_photos import ShownPhoto, shrink_photo
 from train.bootstrap import Bootstrap
 from train.evaluate_calibrate import doubts_of
-from train.evaluate_figures import Scored, figures_of_all
+from train.evaluate_figures import Scored, coverage_by_split, figures_of_all
 from train.evaluate_page import Mistake, render_page
 from train.evaluate_parts import SCHEMA
 from train.evaluate_report import sample_rows, worst_rows
@@ -33,6 +34,7 @@ CALIBRATION = Calibration(
     split="val",
     split_by="grouped",
     num_images=87,
+    verify=VerifyThresholds(mismatch=0.05, match=0.4),
 )
 QUICK = Bootstrap(num_resamples=20)
 
@@ -110,6 +112,17 @@ def test_ranges_are_checked_on_the_photos_scored() -> None:
     }
 
 
+def test_coverage_is_told_for_each_split() -> None:
+    scored = make_scored()
+    ids = {"train": scored.ids[:40], "val": scored.ids[40:], "test": ["00099"], "all": [*scored.ids, "00099"]}
+    found = coverage_by_split(scored, CALIBRATION, ids)
+    assert [(split, row["num_images"]) for split, row in found.items()] == [("train", 40), ("val", 20)]
+    low, high = CALIBRATION.ranges(CALIBRATION.apply(scored.probabilities), "0.9")
+    held = (low <= scored.counts) & (scored.counts <= high)
+    assert found["train"]["coverage"] == {"0.9": held[:40].mean()}
+    assert found["val"]["coverage"] == {"0.9": held[40:].mean()}
+
+
 @pytest.mark.parametrize(
     ("data", "split", "num_doubts"),
     [
@@ -122,6 +135,40 @@ def test_ranges_are_checked_on_the_photos_scored() -> None:
 )
 def test_figures_after_calibration_come_with_doubts(data: DataConfig, split: str, num_doubts: int) -> None:
     assert len(doubts_of(CALIBRATION, data, split)) == num_doubts
+
+
+# Wrong records
+
+
+def test_figures_of_wrong_records_are_means_over_draws() -> None:
+    scored = make_scored(200)
+    found = figures_of_all(scored, CALIBRATION, QUICK)["audit"]
+    assert list(found["tampered"]) == ["0.02", "0.05"]
+    five = found["tampered"]["0.05"]
+    assert (five["num_images"], five["num_wrong"]) == (200, 10)
+    calibrated = CALIBRATION.apply(scored.probabilities)
+    draws = [
+        verify_figures(calibrated, tamper(scored.counts, 0.05, seed, max_count=5), scored.counts, CALIBRATION.verify)
+        for seed in range(found["num_seeds"])
+    ]
+    assert five["auroc"] == pytest.approx(np.mean([one["auroc"] for one in draws]))
+    assert five["sd"]["recall"]["0.1"] == pytest.approx(np.std([one["recall"]["0.1"] for one in draws], ddof=1))
+    assert five["decisions"]["misses"] == pytest.approx(np.mean([one["decisions"]["misses"] for one in draws]))
+    assert five["curve"][10][1] == pytest.approx(five["recall"]["0.1"])
+
+
+@pytest.mark.parametrize("calibration", [None, replace(CALIBRATION, verify=None)], ids=["none", "of before"])
+def test_without_thresholds_there_is_a_queue_and_no_verdict(calibration: Calibration | None) -> None:
+    found = figures_of_all(make_scored(), calibration, QUICK)["audit"]
+    assert found["thresholds"] is None
+    assert found["tampered"]["0.05"]["decisions"] is None
+    assert 0 < found["tampered"]["0.05"]["auroc"] < 1
+
+
+@pytest.mark.parametrize("num", [1, 7])
+def test_of_few_photos_no_record_is_made_wrong(num: int) -> None:
+    rows = figures_of_all(make_scored(num), CALIBRATION, QUICK)["audit"]["tampered"].values()
+    assert [(row["num_wrong"], row["auroc"]) for row in rows] == [(0, None)] * 2
 
 
 # Slices
@@ -202,7 +249,7 @@ def page(tmp_path: Path, photo: Callable[..., bytes]) -> Page:
         **more: Any,  # noqa: ANN401
     ) -> str:
         data = data or DataConfig()
-        scored = make_scored(tta=more.get("tta", True))
+        scored = make_scored(more.get("num", 60), tta=more.get("tta", True))
         summary = figures_of_all(scored, calibration, QUICK) | {
             "slices": slice_figures(scored, None),
             "published": compare_published(data, split, more.get("num_images", 60)),
@@ -219,6 +266,10 @@ def page(tmp_path: Path, photo: Callable[..., bytes]) -> Page:
         }
         if calibration is not None:
             summary["calibration"]["doubts"] = doubts_of(calibration, data, split)
+            splits = more.get("splits", {split: scored.ids})
+            summary["calibration"]["by_split"] = coverage_by_split(
+                scored, calibration, {"train": [], "val": [], "test": []} | splits
+            )
         chart = tmp_path / "chart.png"
         plot_confusion(np.eye(2, dtype=int), chart, title="")
         shown = shrink_photo(photo())
@@ -232,7 +283,9 @@ def page(tmp_path: Path, photo: Callable[..., bytes]) -> Page:
             photo=more.get("photo", shown),
         )
         return render_page(
-            summary, dict.fromkeys(("confusion", "risk_coverage", "reliability"), chart), more.get("worst", [mistake])
+            summary,
+            dict.fromkeys(("confusion", "risk_coverage", "reliability", "recall"), chart),
+            more.get("worst", [mistake]),
         )
 
     return make
@@ -240,12 +293,14 @@ def page(tmp_path: Path, photo: Callable[..., bytes]) -> Page:
 
 def test_the_page_needs_nothing_else(page: Page) -> None:
     html = page(calibration=CALIBRATION)
-    assert html.count('<img src="data:image/') == html.count("<img ") == 4
+    assert html.count('<img src="data:image/') == html.count("<img ") == 5
     assert 'src="http' not in html
     assert "<link" not in html
     assert "<script" not in html
-    assert html.count("<section") == html.count("</section>") == 8
-    assert all(f'id="{anchor}"' in html for anchor in ("short", "published", "answers", "risk", "slices", "worst"))
+    assert html.count("<section") == html.count("</section>") == 9
+    assert all(
+        f'id="{anchor}"' in html for anchor in ("short", "published", "answers", "risk", "audit", "slices", "worst")
+    )
 
 
 def test_the_page_compares_nothing_unlike(page: Page) -> None:
@@ -262,6 +317,18 @@ def test_the_page_says_where_figures_mislead(page: Page) -> None:
     assert "official split leaks" in page(data=DataConfig(split_by="official", labels="/lists"))
     assert "Be careful" in page(calibration=CALIBRATION, split="val")
     assert "Be careful" not in page(calibration=CALIBRATION)
+
+
+def test_the_page_tells_verdicts_and_splits(page: Page) -> None:
+    html = page(calibration=CALIBRATION)
+    assert "is below 5.0%" in html
+    assert "above 40.0%" in html
+    assert 'aria-label="Verdicts"' in html
+    assert 'aria-label="Ranges by split"' not in html
+    halves = {"train": [f"{number:05d}" for number in range(30)], "test": [f"{number:05d}" for number in range(30, 61)]}
+    assert 'aria-label="Ranges by split"' in page(calibration=CALIBRATION, split="all", splits=halves)
+    assert "fits them" in page(calibration=replace(CALIBRATION, verify=None))
+    assert "Too few photos" in page(num=7)
 
 
 def test_the_page_says_what_was_not_done(page: Page) -> None:
@@ -293,3 +360,5 @@ def test_the_terminal_says_whether_the_baseline_is_one(data: DataConfig, num_ima
     assert line in lines
     assert f"accuracy        {figures['accuracy']:6.1%}" in lines
     assert f"calibrated {figures['calibration']['nll']:.3f} nats" in lines
+    assert f"{figures['calibration']['ranges']['0.9']['coverage']:.1%} of 90%" in lines
+    assert f"auroc {figures['audit']['tampered']['0.05']['auroc']:.3f}" in lines

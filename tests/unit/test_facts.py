@@ -10,18 +10,17 @@ import pytest
 from PIL import Image
 
 from bintally.errors import SourceUnreachableError
+from bintally.quality import LUMA
 from bintally.source_config import DataConfig
 from data import facts as facts_module
 from data.bucket import open_bucket
 from data.facts import (
-    LUMA,
     SCHEMA,
     THUMB_SIDE,
     BinFacts,
     measure_bin,
     measure_block,
     measure_clutter,
-    measure_sharpness,
     shrink,
     to_table,
 )
@@ -86,19 +85,6 @@ def test_the_detail_names_both_sums() -> None:
 
 def noise(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0, 255, (224, 224)).astype(np.float32)
-
-
-def test_blurring_lowers_sharpness() -> None:
-    sharp = noise()
-    soft = (sharp + np.roll(sharp, 1, 0) + np.roll(sharp, 1, 1) + np.roll(sharp, (1, 1), (0, 1))) / 4
-    assert measure_sharpness(soft) < measure_sharpness(sharp) / 2
-
-
-def test_sharpness_of_a_known_pattern() -> None:
-    spot = np.zeros((5, 5), np.float32)
-    spot[2, 2] = 1.0
-    # Inside the border the Laplacian is -4 in the middle, 1 at its four sides and 0 at the corners.
-    assert measure_sharpness(spot) == pytest.approx(np.var([-4, 1, 1, 1, 1, 0, 0, 0, 0]))
 
 
 def test_clutter_does_not_depend_on_the_light() -> None:

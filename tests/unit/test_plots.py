@@ -7,11 +7,13 @@ import pytest
 from PIL import Image, ImageColor
 
 from train.plots import (
+    FAINT,
     LINE,
     RIGHT,
     SECOND,
     WRONG,
     plot_confusion,
+    plot_recall,
     plot_reliability,
     plot_risk_coverage,
     plot_sheet,
@@ -140,3 +142,13 @@ def test_notes_stand_above_their_photos(tmp_path: Path) -> None:
         plot_sheet([grey] * 2, [(2, 3, 0.9)] * 2, tmp_path / "sheet.png", title="worst", notes=notes)
         inks.append(num_like(pixels(tmp_path / "sheet.png"), WRONG))
     assert inks[1] > 1.3 * inks[0]
+
+
+@pytest.mark.parametrize("num_curves", [0, 1, 2])
+def test_recall_has_a_line_per_share_beside_chance(tmp_path: Path, num_curves: int) -> None:
+    """None at all where the photos were too few to make one record wrong."""
+    curves = {f"curve {number}": [(0.0, 0.0), (0.2, 0.5 + number / 10), (1.0, 1.0)] for number in range(num_curves)}
+    plot_recall(curves, (0.05, 0.2), tmp_path / "recall.png", title="")
+    drawn = pixels(tmp_path / "recall.png")
+    assert [num_like(drawn, colour) > 200 for colour in (LINE, SECOND)] == [num_curves > 0, num_curves > 1]
+    assert num_like(drawn, FAINT) > 200

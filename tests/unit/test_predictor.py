@@ -55,7 +55,7 @@ def test_numbers_equal_the_core_bit_for_bit(predictor: Predictor, checkpoint_dir
     checkpoint = load_checkpoint(checkpoint_dir)
     expected = checkpoint.predict(decode_photo(photo, checkpoint.recipe.data.pixels)[None])[0]
 
-    (prediction,) = predictor.count([predictor.decode(photo)])
+    (prediction,) = predictor.count([predictor.decode(photo)[0]])
 
     assert prediction.probabilities == tuple(expected.tolist())
     assert prediction.count == int(expected.argmax())
@@ -71,20 +71,20 @@ def test_photos_are_resized_as_the_recipe_says(tmp_path: Path, resize: Resize, f
     predictor = Predictor.load(make_checkpoint(tmp_path / "checkpoint", recipe=recipe))
     photo = make_photo(size=(120, 90))
     pixels = PixelConfig(size=recipe.data.image_size, resize=resize, fast_decode=fast_decode)
-    assert np.array_equal(predictor.decode(photo), decode_photo(photo, pixels))
+    assert np.array_equal(predictor.decode(photo)[0], decode_photo(photo, pixels))
     other = replace(pixels, fast_decode=not fast_decode)  # the setting matters for this photo
-    assert not np.array_equal(predictor.decode(photo), decode_photo(photo, other))
+    assert not np.array_equal(predictor.decode(photo)[0], decode_photo(photo, other))
 
 
 def test_probabilities_cover_every_count_and_add_up(predictor: Predictor) -> None:
-    (prediction,) = predictor.count([predictor.decode(make_photo())])
+    (prediction,) = predictor.count([predictor.decode(make_photo())[0]])
     assert len(prediction.probabilities) == smoke().data.num_classes
     assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-6)
     assert prediction.probabilities[prediction.count] == max(prediction.probabilities)
 
 
 def test_a_batch_keeps_order_and_numbers(predictor: Predictor) -> None:
-    photos = [predictor.decode(make_photo(seed=seed)) for seed in range(5)]
+    photos = [predictor.decode(make_photo(seed=seed))[0] for seed in range(5)]
     together = predictor.count(photos)
     alone = [predictor.count([photo])[0] for photo in photos]
     np.testing.assert_allclose([p.probabilities for p in together], [p.probabilities for p in alone], atol=1e-5)
@@ -125,9 +125,12 @@ def test_a_model_that_answers_nan_is_not_loaded(tmp_path: Path) -> None:
         Predictor.load(make_checkpoint(tmp_path / "checkpoint", fill=float("nan")))
 
 
-@pytest.mark.parametrize(
-    ("module", "heavy"), [("serve.predictor", "ray"), ("serve.schema", "ray"), ("serve.app", "torch")]
-)
-def test_import_leaves_out(module: str, heavy: str) -> None:
-    code = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
+def test_without_a_calibration_there_is_no_range(predictor: Predictor) -> None:
+    (counted,) = predictor.count([predictor.decode(make_photo())[0]])
+    assert (counted.low, counted.high, predictor.thresholds) == (None, None, None)
+    assert predictor.verify(counted, counted.count).decision == "review"
+
+
+def test_the_local_engine_does_without_ray() -> None:
+    code = "import sys, serve.local; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
