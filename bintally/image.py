@@ -25,6 +25,7 @@ MIN_SIDE = 16
 MAX_SIDE = 10_000
 MAX_PIXELS = 25_000_000
 MAX_SCANS = 100  # a progressive JPEG can repeat its last scan to burn CPU
+MAX_SEGMENTS = 5_000  # cameras write some tens; millions of empty ones would take seconds to walk
 BORDER_GREY: Final = 114  # beside a letterboxed photo; the usual grey, near the mean of natural photos
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
@@ -92,7 +93,7 @@ def check_header(data: bytes) -> tuple[int, int]:
             f"{width}x{height}; sides must lie in {MIN_SIDE}..{MAX_SIDE} with {MAX_PIXELS // 10**6} MP at most",
         )
     if data.startswith(_JPEG_MAGIC) and _has_too_many_scans(data):
-        raise ImageError("absurd_dimensions", f"more than {MAX_SCANS} scans")
+        raise ImageError("absurd_dimensions", f"more than {MAX_SCANS} scans, or {MAX_SEGMENTS} segments")
     return width, height
 
 
@@ -123,10 +124,15 @@ def _has_too_many_scans(jpeg: bytes) -> bool:
     if np.count_nonzero((codes[:-1] == _START_OF_SCAN[0]) & (codes[1:] == _START_OF_SCAN[1])) <= MAX_SCANS:
         return False
     num_scans, position = 0, 2
-    while (marker := _SEGMENT_MARKER.search(jpeg, position)) and marker[0] != _END_OF_IMAGE and num_scans <= MAX_SCANS:
+    for _ in range(MAX_SEGMENTS):
+        marker = _SEGMENT_MARKER.search(jpeg, position)
+        if marker is None or marker[0] == _END_OF_IMAGE:
+            return False
         num_scans += marker[0] == _START_OF_SCAN
+        if num_scans > MAX_SCANS:
+            return True
         position = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2]))
-    return num_scans > MAX_SCANS
+    return True
 
 
 def _decode(data: bytes, width: int, height: int, pixels: PixelConfig) -> UInt8[np.ndarray, "rows columns 3"]:

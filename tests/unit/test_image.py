@@ -223,6 +223,14 @@ def one_scan_per_channel(photo: Photo, num_repeats: int = 0) -> bytes:
     return head + channels + tables + b"".join(scans) + scans[-1] * num_repeats + b"\xff\xd9"
 
 
+def test_a_bomb_of_segments_is_refused_and_many_segments_are_not(photo: Photo) -> None:
+    jpeg = photo()
+    scans = b"\xff\xfe\x00\x04\xff\xda" * (MAX_SCANS + 1)  # in comments, so that the segments have to be walked
+    empty = b"\xff\xfe\x00\x02"
+    assert check_header(jpeg[:2] + scans + empty * 4_000 + jpeg[2:]) == (80, 64)
+    assert reason_of(jpeg[:2] + scans + empty * 5_000 + jpeg[2:]) == "absurd_dimensions"
+
+
 def test_a_baseline_jpeg_of_several_scans_can_be_a_bomb_as_well(photo: Photo) -> None:
     whole, most = one_scan_per_channel(photo), one_scan_per_channel(photo, MAX_SCANS - 3)
     assert np.array_equal(decode(whole, 32), decode(most, 32))
