@@ -14,6 +14,7 @@ BinTallyError
 ├── WeightsError                 pretrained weights cannot be loaded
 ├── CheckpointError              a checkpoint folder is missing, damaged or does not fit
 ├── ClusterTooSmallError         the cluster can never run what was asked for
+├── ServerError                  a BinTally server refuses, or cannot be reached
 └── RunError                     a training or search run ended without a result
 """
 
@@ -80,6 +81,10 @@ class CheckpointError(BinTallyError):
 
 class ClusterTooSmallError(BinTallyError):
     """The cluster can never run what was asked for."""
+
+
+class ServerError(BinTallyError):
+    """A BinTally server refuses, or cannot be reached."""
 
 
 class RunError(BinTallyError):

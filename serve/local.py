@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -42,7 +43,8 @@ def build_local(settings: Settings, reread: Callable[[], Settings] | None = None
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher = MicroBatcher(run, max_size=settings.max_batch_size, max_wait_s=settings.batch_wait_s)
         service.engine = batcher
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        if threading.current_thread() is threading.main_thread():  # the one that signals reach
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         yield
         await batcher.close()
         await service.close()

@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bintally.errors import ConfigError
+from bintally.source_config import DataConfig
 
 DEFAULT_MODEL: Final = "default"
 RuntimeChoice = Literal["auto", "onnx_int8", "onnx_fp32", "eager"]
@@ -73,6 +74,13 @@ class Settings:
             raise ConfigError(f"batch_wait_s must not be negative, not {self.batch_wait_s}")
         if DEFAULT_MODEL in self.models:
             raise ConfigError(f"models: {DEFAULT_MODEL!r} is the name of `checkpoint`")
+        self._check_audit()
+
+    def _check_audit(self) -> None:
+        try:
+            DataConfig(source=self.audit_source or "file:///", endpoint_url=self.audit_endpoint_url)
+        except ConfigError as error:
+            raise ConfigError(f"audit_{error}") from None  # of the same fields under other names
 
     @property
     def locations(self) -> dict[str, str]:
