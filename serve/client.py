@@ -68,7 +68,7 @@ class Client:
             ConfigError: the URL is none of a server.
         """
         try:
-            is_url = httpx.URL(url).scheme in ("http", "https")
+            is_url = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
         except httpx.InvalidURL:
             is_url = False
         if not is_url:
@@ -115,7 +115,7 @@ class Client:
             ServerRefusal: the request is wrong.
             ServerUnreachableError: there was no answer.
         """
-        files = [("photo", (photo.name if isinstance(photo, Path) else "", _read(photo))) for photo in photos]
+        files = [("photo", (photo.name if isinstance(photo, Path) else "photo", _read(photo))) for photo in photos]
         return self._ask(BatchAnswer, "POST", "/v1/count:batch", files=files, params=_known(model=model))
 
     def audit(

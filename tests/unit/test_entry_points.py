@@ -19,6 +19,7 @@ SCRIPTS = (
     "train/fit.py",
     "train/evaluate.py",
     "tune/search.py",
+    "serve/client.py",
     "demo.py",
 )
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}
