@@ -21,7 +21,7 @@ from serve.audit_schema import AuditBin, AuditLine, AuditProgress, AuditSummary
 from serve.audit_table import AuditRecord, RecordTable
 from serve.predictor import Counted, Predictor
 from serve.problems import Refusal, problem_of, refusal_of
-from serve.schema import CountRange, ModelName, VerifyThresholds
+from serve.schema import CountRange, ModelName, Problem, VerifyThresholds
 from serve.service import CounterService
 
 MAX_AUDITS: Final = 4  # at once; each holds up to some 100 MB of records and counts
@@ -86,11 +86,16 @@ class Audit:
     name: str
     predictor: Predictor
     request_id: str
-    _results: dict[str, Judged | Refusal] = field(default_factory=dict)
-    """By key, in the order in which they come."""
+    _results: dict[str, Judged | Problem] = field(default_factory=dict)
+    """By key, in the order in which they come. No exceptions, which would keep the frames that they went through."""
     _num_unreachable: int = 0
     """Of the last photos, in a row."""
     _begun: float = field(default_factory=time.monotonic)
+    _no_photo: Problem = field(init=False)
+    """One for all records of photos that are not listed."""
+
+    def __post_init__(self) -> None:
+        self._no_photo = self._problem(no_photo())
 
     async def lines(self) -> AsyncGenerator[AuditLine]:
         """Count, then give the queue. Closing the generator ends all work.
@@ -137,10 +142,10 @@ class Audit:
             async with self.auditor.photos:
                 self._note(record.key, await self._judge(record))
 
-    async def _judge(self, record: AuditRecord) -> Judged | Refusal:
+    async def _judge(self, record: AuditRecord) -> Judged | Problem:
         if self.photos is not None and record.key not in self.photos:
             await asyncio.sleep(0)  # thousands of these would hold up requests
-            return no_photo()
+            return self._no_photo
         service = self.auditor.service
         try:
             data = await self.bucket.fetch(record.key, service.settings.max_body_bytes)
@@ -148,17 +153,20 @@ class Audit:
             async with self.auditor.counting:
                 answer = await service.count_when_quiet(data, self.name, self.predictor)
         except (ImageError, Refusal) as error:
-            return refusal_of(error)
+            return self._problem(error)
         except SourceError as error:
             self._num_unreachable += 1
             if self._num_unreachable >= MAX_UNREACHABLE:
                 raise
-            return refusal_of(error)
+            return self._problem(error)
         return Judged(answer.counted, service.verify(answer, record.expected_quantity), answer.quality.flags)
 
-    def _note(self, key: str, result: Judged | Refusal) -> None:
+    def _problem(self, error: Exception) -> Problem:
+        return problem_of(refusal_of(error), self.request_id)
+
+    def _note(self, key: str, result: Judged | Problem) -> None:
         self._results[key] = result
-        outcome = result.code if isinstance(result, Refusal) else result.verdict.decision
+        outcome = result.code if isinstance(result, Problem) else result.verdict.decision
         self.auditor.service.instruments.audited.labels(outcome).inc()
 
     def _progress(self) -> AuditProgress:
@@ -187,28 +195,18 @@ class Audit:
             if isinstance(result, Judged):
                 yield _judged_bin(rank, record, result)
             else:
-                yield self._uncounted_bin(rank, *record, result)
+                yield AuditBin(rank=rank, **record._asdict(), problem=result)
+        no_record = self._problem(Refusal("no_record", "no record names this photo"))
         for rank, key in enumerate(self._unrecorded(), start=len(records) + 1):
-            yield self._uncounted_bin(rank, key, None, None, Refusal("no_record", "no record names this photo"))
+            yield AuditBin(rank=rank, key=key, bin_id=None, expected_quantity=None, problem=no_record)
 
     def _unrecorded(self) -> list[str]:
         return sorted((self.photos or frozenset()).difference(record.key for record in self.table.records))
 
-    def _uncounted_bin(
-        self, rank: int, key: str, bin_id: str | None, expected_quantity: int | None, why: Refusal
-    ) -> AuditBin:
-        return AuditBin(
-            rank=rank,
-            key=key,
-            bin_id=bin_id,
-            expected_quantity=expected_quantity,
-            problem=problem_of(why, self.request_id),
-        )
-
     def _summary(self) -> AuditSummary:
         results = self._results.values()
         verdicts = Counter(one.verdict.decision for one in results if isinstance(one, Judged))
-        problems = Counter(one.code for one in results if isinstance(one, Refusal))
+        problems = Counter(one.code for one in results if isinstance(one, Problem))
         problems["no_record"] = len(self._unrecorded())
         thresholds = self.predictor.thresholds
         return AuditSummary(
@@ -227,9 +225,7 @@ def _judged_bin(rank: int, record: AuditRecord, judged: Judged) -> AuditBin:
     known = counted.low is not None and counted.high is not None
     return AuditBin(
         rank=rank,
-        key=record.key,
-        bin_id=record.bin_id,
-        expected_quantity=record.expected_quantity,
+        **record._asdict(),
         count=counted.count,
         expected_value=counted.expected_value,
         range=CountRange(low=counted.low or 0, high=counted.high or 0) if known else None,

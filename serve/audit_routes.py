@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from bintally.errors import BinTallyError
 from serve.audit import Audit, Auditor
@@ -19,6 +19,7 @@ from serve.problems import describe_problems, problem_of, refusal_of
 from serve.service import CounterService
 from serve.telemetry import server_log
 
+TAKE_WITHIN_S: Final = 60.0  # a client that reads no further would hold its audit's place for ever
 LINES_PER_CHUNK: Final = 100  # some milliseconds of work, after which other requests have their turn
 
 PROBLEMS: Final = (
@@ -45,10 +46,18 @@ class Lines(StreamingResponse):
     media_type = LineOfJson.media_type
 
     async def stream_response(self, send: Send) -> None:
-        """Send all lines."""
+        """Send all lines, as long as the client takes them."""
         assert isinstance(self.body_iterator, AsyncGenerator)
-        async with aclosing(self.body_iterator):
-            await super().stream_response(send)
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(TAKE_WITHIN_S):
+                await send(message)
+
+        try:
+            async with aclosing(self.body_iterator):
+                await super().stream_response(send_in_time)
+        except TimeoutError:
+            server_log.warning("a client took no line for %g s; the rest was not sent", TAKE_WITHIN_S)
 
 
 def add_audit_routes(api: FastAPI, service: CounterService) -> None:
@@ -75,7 +84,9 @@ def add_audit_routes(api: FastAPI, service: CounterService) -> None:
         body = await service.bodies.read(request, max_bytes=MAX_TABLE_BYTES)
         with service.bodies.hold(len(body)):
             table = await asyncio.to_thread(parse_table, body, kind, prefix)
-        return Lines(encode(await auditor.begin(table, model, request.state.request_id)))
+        begun = await auditor.begin(table, model, request.state.request_id)
+        request.state.model, request.state.version = begun.name, begun.predictor.version  # for the log
+        return Lines(encode(begun))
 
 
 async def encode(audit: Audit) -> AsyncGenerator[bytes]:

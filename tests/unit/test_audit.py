@@ -13,10 +13,11 @@ import httpx
 import numpy as np
 import pytest
 
-from bintally.errors import ImageError
+from bintally.errors import ConfigError, ImageError
 from bintally.verify import recount_order
 from serve.audit import MAX_AUDITS, MAX_PHOTOS, MAX_UNREACHABLE
 from serve.predictor import Counted, Predictor
+from serve.settings import Settings
 
 StartServer = Callable[..., str]
 StartS3 = Callable[[Callable[[str], tuple[int, bytes]]], str]
@@ -218,6 +219,14 @@ def test_a_server_without_a_bucket_audits_nothing(local_server: StartServer) -> 
     assert (refused.status_code, refused.json()["code"]) == (404, "audit_is_off")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("audit_source", "/folder"), ("audit_source", "http://x"), ("audit_endpoint_url", "x:1")]
+)
+def test_a_bucket_that_is_none_is_refused_at_the_start(field: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} must be"):
+        Settings(**{"checkpoint": "x", "audit_source": "s3://bins", field: value})  # type: ignore[arg-type]
+
+
 def test_a_photo_is_no_table(local_server: StartServer, tmp_path: Path) -> None:
     headers = {"content-type": "image/jpeg"}
     refused = httpx.post(
@@ -242,6 +251,20 @@ def test_a_client_that_leaves_ends_its_audit(
     time.sleep(0.3)
     assert len(asked) == MAX_PHOTOS
     assert metric(url, "bintally_photos_in_flight") == 0
+
+
+def test_a_client_that_reads_no_further_is_given_up(
+    local_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.audit_routes.TAKE_WITHIN_S", 0.5)
+    url = local_server(audit_source=f"file://{tmp_path}")
+    table = table_of(str(number) for number in range(30_000))  # whose answer is more than sockets buffer
+    with httpx.stream("POST", f"{url}/v1/audit", json=table, timeout=30) as response:
+        lines = response.iter_lines()
+        assert json.loads(next(lines))["kind"] == "progress"
+        wait_until(lambda: metric(url, 'bintally_audits_total{outcome="left"}') == 1, 30)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
 
 
 def test_the_number_of_audits_is_bounded(
