@@ -1,10 +1,11 @@
 """Audits over real HTTP: a server without Ray, a bucket in a folder or on an S3 server, and what clients do to it."""
 
+import asyncio
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import pytest
 from bintally.errors import ConfigError, ImageError
 from bintally.verify import recount_order
 from serve.audit import MAX_AUDITS, MAX_PHOTOS, MAX_UNREACHABLE
+from serve.models import load_models
 from serve.predictor import Counted, Predictor
+from serve.service import CounterService, Job
 from serve.settings import Settings
+from serve.telemetry import Instruments
 
 StartServer = Callable[..., str]
 StartS3 = Callable[[Callable[[str], tuple[int, bytes]]], str]
@@ -143,6 +147,14 @@ def test_a_csv_is_audited_without_a_listing(local_server: StartServer, bucket_di
     assert problems_of(lines) == {"bin-images/00009.jpg": "no_photo"}
     assert metric(url, 'bintally_audits_total{outcome="done"}') == 1
     assert metric(url, 'bintally_audited_bins_total{outcome="no_photo"}') == 1
+
+
+def test_openapi_describes_the_lines(local_server: StartServer) -> None:
+    openapi = httpx.get(f"{local_server()}/openapi.json").json()
+    answer = openapi["paths"]["/v1/audit"]["post"]["responses"]["200"]["content"]["application/x-ndjson"]["schema"]
+    assert "type" not in answer  # FastAPI takes what is no JSONResponse for a string
+    kinds = [openapi["components"]["schemas"][one["$ref"].rsplit("/", 1)[1]] for one in answer["oneOf"]]
+    assert [kind["properties"]["kind"]["const"] for kind in kinds] == ["progress", "bin", "summary", "error"]
 
 
 def test_a_bucket_on_s3(local_server: StartServer, s3_endpoint: str, s3_bucket: str) -> None:
@@ -309,3 +321,45 @@ def test_two_audits_leave_room_for_requests(
     for audit in audits:
         assert len(bins_of(audit.result())) == len(ids)
         assert problems_of(audit.result()) == {}
+
+
+def test_a_photo_of_an_audit_waits_while_half_of_the_room_is_taken(
+    served_checkpoint: Path, photo: Callable[..., bytes]
+) -> None:
+    async def run(num_requests: int) -> list[str]:
+        settings = Settings(checkpoint=str(served_checkpoint), max_in_flight=4)
+        service = CounterService(settings, load_models(settings), Instruments())
+        gates = [asyncio.Event() for _ in range(num_requests + 1)]
+        order: list[str] = []
+        starts: asyncio.Queue[int] = asyncio.Queue()
+        started = 0
+
+        async def engine(job: Job) -> Counted:
+            nonlocal started
+            started += 1
+            starts.put_nowait(started)
+            await gates[started - 1].wait()
+            return job.predictor.count([job.photo])[0]
+
+        async def ask(name: str, counting: Awaitable[object]) -> None:
+            await counting
+            order.append(name)
+
+        service.engine = engine
+        requests = [asyncio.create_task(ask("request", service.count(photo(), None, ""))) for _ in range(num_requests)]
+        for _ in range(num_requests):
+            await starts.get()
+        name, predictor = service.choose(None, "")
+        audit = asyncio.create_task(ask("audit", service.count_when_quiet(photo(), name, predictor)))
+        gates[-1].set()  # its photo could pass at once
+        await asyncio.sleep(0.3)
+        seen = [*order, f"{started} started"]
+        for gate in gates:
+            gate.set()
+        await asyncio.gather(*requests, audit)
+        await service.close()
+        return seen
+
+    assert asyncio.run(run(1)) == ["audit", "2 started"]
+    assert asyncio.run(run(2)) == ["2 started"]
+    assert asyncio.run(run(4)) == ["4 started"]  # and it was not refused
