@@ -10,10 +10,10 @@
 BINTALLY_URL and BINTALLY_TOKEN say where the server is and what opens it.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -182,7 +182,7 @@ class Client:
 
         Nothing that is asked of a server changes it, so a request may always be sent twice.
         """
-        for number in count(1):
+        for number in itertools.count(1):
             wait_s = FIRST_WAIT_S * 2 ** (number - 1)
             try:
                 with _transport_errors(self._http.base_url):

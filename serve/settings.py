@@ -47,7 +47,8 @@ class Settings:
     max_body_bytes: int = 10_000_000
     """Of one photo; the body of several may hold ten times as much."""
     audit_source: str | None = None
-    """Bucket whose photos POST /v1/audit counts, s3://bucket[/prefix] or file:///folder; None turns it off."""
+    """Bucket whose photos POST /v1/audit counts, s3://bucket[/prefix] or file:///folder; None turns it off. Its
+    region is AWS_REGION of the environment, or us-east-1."""
     audit_endpoint_url: str | None = None
     """Another S3 server than AWS."""
     audit_signed: bool = False

@@ -234,7 +234,7 @@ def served_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = build_model(recipe.model, num_classes=recipe.data.num_classes)
     *_, (_, last) = model.named_parameters()
-    torch.nn.init.zeros_(last)
+    torch.nn.init.zeros_(last)  # of the bias alone, all photos would show the same count
     path = tmp_path_factory.mktemp("served") / "checkpoint"
     save_checkpoint(path, model, recipe, {})
     calibration = Calibration(

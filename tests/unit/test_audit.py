@@ -185,6 +185,22 @@ def test_a_bucket_that_cannot_be_read_ends_the_audit(
     assert (refused.status_code, refused.json()["code"]) == (502, "source_unreachable")
 
 
+@pytest.mark.parametrize(("signed", "code"), [(False, "source_unreachable"), (True, "not_an_image")])
+def test_requests_are_signed_only_if_the_settings_say_so(
+    local_server: StartServer,
+    s3_endpoint: str,
+    s3_bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    signed: bool,
+    code: str,
+) -> None:
+    """The private bucket has one object, which is no photo."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "owner")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
+    url = local_server(audit_source="s3://private", audit_endpoint_url=s3_endpoint, audit_signed=signed)
+    assert problems_of(post(url, table_of(["00001"]))) == {"bin-images/00001.jpg": code}
+
+
 def test_a_photo_that_may_not_be_read_does_not_end_an_audit(
     local_server: StartServer, s3_server: StartS3, photo: Callable[..., bytes]
 ) -> None:
