@@ -15,6 +15,7 @@ BinTallyError
 ├── CheckpointError              a checkpoint folder is missing, damaged or does not fit
 ├── ExportError                  a network cannot be written as an ONNX graph, or not in 8 bits
 ├── ClusterTooSmallError         the cluster can never run what was asked for
+├── ServerError                  a BinTally server refuses, or cannot be reached
 └── RunError                     a training or search run ended without a result
 """
 
@@ -85,6 +86,10 @@ class ExportError(BinTallyError):
 
 class ClusterTooSmallError(BinTallyError):
     """The cluster can never run what was asked for."""
+
+
+class ServerError(BinTallyError):
+    """A BinTally server refuses, or cannot be reached."""
 
 
 class RunError(BinTallyError):

@@ -6,6 +6,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
+from serve.audit_routes import add_audit_routes
 from serve.count_routes import add_count_routes
 from serve.middleware import Watched
 from serve.problems import add_problem_handlers
@@ -33,6 +34,7 @@ def build_api(service: CounterService, lifespan: Callable[[FastAPI], Any] | None
     )
     add_problem_handlers(api)
     add_count_routes(api, service)
+    add_audit_routes(api, service)
     add_state_routes(api, service)
     if service.settings.cors_origins:
         api.add_middleware(

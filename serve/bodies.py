@@ -117,7 +117,7 @@ class BodyReader:
         except ClientDisconnect:
             raise Refusal("incomplete_body", "the body broke off") from None
         if not body:
-            raise Refusal("empty_body", "send a photo as the body")
+            raise Refusal("empty_body", "the body is empty")
         return bytes(body)
 
 

@@ -6,10 +6,10 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from bintally.errors import CheckpointError, ImageError, SourceError
+from serve.schema import Problem
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1
@@ -23,6 +23,8 @@ STATUS_OF: Final = {
     "unauthorized": 401,
     "unknown_model": 404,
     "audit_is_off": 404,
+    "no_photo": 404,
+    "no_record": 404,
     "body_timeout": 408,
     "absurd_dimensions": 413,
     "body_too_large": 413,
@@ -42,22 +44,6 @@ _HEADERS: Final[dict[int, dict[str, str]]] = {
     401: {"WWW-Authenticate": "Bearer"},
     503: {"Retry-After": str(RETRY_AFTER_S)},
 }
-
-
-class Problem(BaseModel):
-    """The body of every answer that is an error, as RFC 9457 has it."""
-
-    type: str
-    """`urn:bintally:problem:` and the code."""
-    title: str
-    """The phrase of the status."""
-    status: int
-    detail: str
-    """What is wrong and what to change, for people."""
-    code: str
-    """For programs, stable; for example `truncated_image`."""
-    request_id: str
-    """Also in the header X-Request-ID, and in the server's log."""
 
 
 class Refusal(HTTPException):

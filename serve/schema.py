@@ -1,14 +1,30 @@
-"""What the API answers."""
+"""What the API answers. Clients import this, so it imports pydantic alone."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bintally.verify import Verdict
-from serve.problems import Problem
-from serve.service import Answer
+if TYPE_CHECKING:
+    from bintally.verify import Verdict
+    from serve.service import Answer
 
 MS = 1000
+
+
+class Problem(BaseModel):
+    """The body of every answer that is an error, as RFC 9457 has it."""
+
+    type: str
+    """`urn:bintally:problem:` and the code."""
+    title: str
+    """The phrase of the status."""
+    status: int
+    detail: str
+    """What is wrong and what to change, for people."""
+    code: str
+    """For programs, stable; for example `truncated_image`."""
+    request_id: str
+    """Also in the header X-Request-ID, and in the server's log."""
 
 
 class CountRange(BaseModel):
@@ -152,13 +168,13 @@ class Ready(Live):
     model: ModelName
 
 
-def name_of(answer: Answer) -> ModelName:
+def name_of(answer: "Answer") -> ModelName:
     """Which model gave an answer."""
     predictor = answer.predictor
     return ModelName(name=answer.model, version=predictor.version, runtime=predictor.runtime.name)
 
 
-def count_answer(answer: Answer, request_id: str) -> CountAnswer:
+def count_answer(answer: "Answer", request_id: str) -> CountAnswer:
     """A counted photo as it goes out."""
     counted, quality = answer.counted, answer.quality
     known = counted.low is not None and counted.high is not None
@@ -181,7 +197,7 @@ def count_answer(answer: Answer, request_id: str) -> CountAnswer:
 
 
 def verify_answer(
-    answer: Answer, verdict: Verdict, expected_quantity: int, bin_id: str | None, request_id: str
+    answer: "Answer", verdict: "Verdict", expected_quantity: int, bin_id: str | None, request_id: str
 ) -> VerifyAnswer:
     """A verdict as it goes out."""
     thresholds = answer.predictor.thresholds

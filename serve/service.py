@@ -23,6 +23,7 @@ from serve.telemetry import Instruments, server_log
 
 NUM_DECODERS = 2  # a photo of 25 MP takes up to 100 MB while it is decoded
 READY_FOR_S = 1.0  # so long the answer to a probe holds
+LOOK_AGAIN_S = 0.01  # an audit that found no room
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,20 @@ class CounterService:
             CheckpointError: the model answered NaN.
         """
         name, predictor = self.choose(model, request_id)
+        return await self._count_admitted(data, name, predictor)
+
+    async def count_when_quiet(self, data: bytes, name: str, predictor: Predictor) -> Answer:
+        """Count a photo of an audit: it waits while half of the room is taken, so that the rest is left for requests.
+
+        Raises:
+            ImageError: the bytes are no usable photo.
+            CheckpointError: the model answered NaN.
+        """
+        while self._num_in_flight >= self.settings.max_in_flight / 2:  # noqa: ASYNC110  # requests need not tell audits
+            await asyncio.sleep(LOOK_AGAIN_S)
+        return await self._count_admitted(data, name, predictor)
+
+    async def _count_admitted(self, data: bytes, name: str, predictor: Predictor) -> Answer:
         try:
             with self._admitted():
                 answer = await self._count(data, name, predictor)

@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bintally.errors import ConfigError
+from bintally.source_config import DataConfig
 
 DEFAULT_MODEL: Final = "default"
 RuntimeChoice = Literal["auto", "onnx_int8", "onnx_fp32", "eager"]
@@ -46,7 +47,8 @@ class Settings:
     max_body_bytes: int = 10_000_000
     """Of one photo; the body of several may hold ten times as much."""
     audit_source: str | None = None
-    """Bucket whose photos POST /v1/audit counts, s3://bucket[/prefix] or file:///folder; None turns it off."""
+    """Bucket whose photos POST /v1/audit counts, s3://bucket[/prefix] or file:///folder; None turns it off. Its
+    region is AWS_REGION of the environment, or us-east-1."""
     audit_endpoint_url: str | None = None
     """Another S3 server than AWS."""
     audit_signed: bool = False
@@ -73,6 +75,13 @@ class Settings:
             raise ConfigError(f"batch_wait_s must not be negative, not {self.batch_wait_s}")
         if DEFAULT_MODEL in self.models:
             raise ConfigError(f"models: {DEFAULT_MODEL!r} is the name of `checkpoint`")
+        self._check_audit()
+
+    def _check_audit(self) -> None:
+        try:
+            DataConfig(source=self.audit_source or "file:///", endpoint_url=self.audit_endpoint_url)
+        except ConfigError as error:
+            raise ConfigError(f"audit_{error}") from None  # of the same fields under other names
 
     @property
     def locations(self) -> dict[str, str]:

@@ -62,6 +62,18 @@ class Instruments:
         self.shadowed = Counter(
             "bintally_shadow_total", "Photos that the shadow model counted, too.", ("agrees",), registry=registry
         )
+        self.audits = Counter(
+            "bintally_audits_total",
+            "Audits ended: done, failed, or left by the client.",
+            ("outcome",),
+            registry=registry,
+        )
+        self.audited = Counter(
+            "bintally_audited_bins_total",
+            "Bins of audits: their decision, or why there is none.",
+            ("outcome",),
+            registry=registry,
+        )
         self.model = Gauge(
             "bintally_model_info",
             "1 for each loaded model.",

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -216,3 +217,61 @@ def _wait_until_up(endpoint: str) -> None:
         else:
             return
     raise TimeoutError(f"moto did not answer at {endpoint}")
+
+
+@pytest.fixture(scope="session")
+def served_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the smoke recipe, calibrated, whose random weights give each photo another distribution."""
+    import torch  # heavy, as what follows
+
+    from bintally.calibration import Calibration
+    from bintally.checkpoint import load_checkpoint, save_checkpoint, write_calibration
+    from bintally.model import build_model
+    from bintally.recipes import smoke
+    from bintally.verify import VerifyThresholds
+
+    recipe = smoke()
+    torch.manual_seed(0)
+    model = build_model(recipe.model, num_classes=recipe.data.num_classes)
+    *_, (_, last) = model.named_parameters()
+    torch.nn.init.zeros_(last)  # of the bias alone, all photos would show the same count
+    path = tmp_path_factory.mktemp("served") / "checkpoint"
+    save_checkpoint(path, model, recipe, {})
+    calibration = Calibration(
+        temperature=0.02,
+        thresholds={"0.8": 0.7, "0.9": 0.8, "0.95": 0.9},
+        model_version=load_checkpoint(path).version,
+        source="file:///nowhere",
+        split="val",
+        split_by="grouped",
+        num_images=1,
+        verify=VerifyThresholds(mismatch=0.1, match=0.3),
+    )
+    write_calibration(path, calibration)
+    return path
+
+
+@pytest.fixture
+def local_server(served_checkpoint: Path) -> Iterator[Callable[..., str]]:
+    """`local_server(**fields_of_settings)`: the URL of a server without Ray, in a thread of this process."""
+    import uvicorn
+
+    from serve.local import build_local
+    from serve.settings import Settings
+
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(**settings: object) -> str:
+        app = build_local(Settings(**({"checkpoint": str(served_checkpoint)} | settings)))  # type: ignore[arg-type]
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(timeout=10)

@@ -20,6 +20,7 @@ SCRIPTS = (
     "train/evaluate.py",
     "train/accelerate.py",
     "tune/search.py",
+    "serve/client.py",
     "demo.py",
 )
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}
