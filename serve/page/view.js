@@ -45,8 +45,9 @@ export function sentenceOf(item) {
 export function showDetail(item) {
   const photo = byId("photo");
   if (photo.src !== item.url) {
-    photo.hidden = false;
-    photo.onerror = () => (photo.hidden = true); // no picture is no news beside the failure
+    const show = (isPhoto) => ([photo.hidden, byId("no-photo").hidden] = [!isPhoto, isPhoto]);
+    photo.onerror = () => show(false);
+    show(true);
     photo.src = item.url;
   }
   photo.alt = `Photo ${item.file.name}`;
