@@ -12,7 +12,7 @@ const MAX_PROBLEMS_SHOWN = 5;
  * state goes from waiting over asking to done or failed, and back to waiting when the record changes.
  */
 let all = [];
-let records = new Map();
+let table = null; // {quantities, problems} of the record tables so far
 let numAsking = 0;
 let shown = null; // the photo whose details are open
 
@@ -22,14 +22,15 @@ async function take(files) {
   const isTable = (file) => /\.(csv|tsv|txt)$/i.test(file.name) || file.type === "text/csv";
   for (const file of files.filter(isTable)) await takeTable(file);
   for (const file of files.filter((one) => !isTable(one))) addPhoto(file);
-  if (records.size) tellOfTable();
+  if (table) tellOfTable();
   arrange();
   work();
 }
 
 function addPhoto(file) {
-  const item = { file, url: URL.createObjectURL(file), expected: records.get(keyOf(file.name)) ?? null, state: "waiting" };
-  Object.assign(item, { counted: null, verdict: null, failure: "", note: "", ms: 0, abort: new AbortController() });
+  const expected = table?.quantities.get(keyOf(file.name)) ?? null;
+  const item = { file, url: URL.createObjectURL(file), expected, state: "waiting", abort: new AbortController() };
+  Object.assign(item, { counted: null, verdict: null, failure: "", note: "", ms: 0 });
   item.row = makeRow(item, {
     onOpen: () => open(item),
     onExpect: (field) => expect(item, field),
@@ -43,31 +44,27 @@ function addPhoto(file) {
   }
   all.push(item);
   byId("rows").tBodies[0].append(item.row);
-  update(item);
+  fillRow(item);
 }
-
-let tableProblems = [];
 
 async function takeTable(file) {
   const { quantities, problems } = readRecords(await file.text());
-  records = new Map([...records, ...quantities]);
-  tableProblems = problems;
+  table = { quantities: new Map([...(table?.quantities ?? []), ...quantities]), problems };
   for (const item of all) {
     const expected = quantities.get(keyOf(item.file.name));
     if (expected !== undefined && expected !== item.expected) ask(item, expected);
   }
-  if (!records.size) tellOfTable();
 }
 
 function tellOfTable() {
   const photos = new Set(all.map((item) => keyOf(item.file.name)));
-  const found = [...records.keys()].filter((key) => photos.has(key)).length;
-  const shownProblems = tableProblems.slice(0, MAX_PROBLEMS_SHOWN);
-  const more = tableProblems.length - shownProblems.length;
-  if (more > 0) shownProblems.push(`And ${more} more rows that cannot be used.`);
+  const found = [...table.quantities.keys()].filter((key) => photos.has(key)).length;
+  const problems = table.problems.slice(0, MAX_PROBLEMS_SHOWN);
+  const more = table.problems.length - problems.length;
+  if (more > 0) problems.push(`And ${more} more rows that cannot be used.`);
   byId("table-note").replaceChildren(
-    make("p", {}, `Record table: ${records.size} records, ${found} of them with a photo here.`),
-    ...shownProblems.map((words) => make("p", { className: "note bad" }, words)),
+    make("p", {}, `Record table: ${table.quantities.size} records, ${found} of them with a photo here.`),
+    ...problems.map((words) => make("p", { className: "note" }, words)),
   );
 }
 
@@ -115,7 +112,6 @@ function ask(item, expected) {
 }
 
 function expect(item, field) {
-  field.setCustomValidity("");
   if (!field.checkValidity()) {
     field.reportValidity();
     return;
@@ -157,6 +153,7 @@ function arrange() {
     shown = all[0];
     showDetail(shown);
   } else if (!byId("dialog").open) shown = null;
+  showTally(all);
 }
 
 function open(item) {
@@ -180,7 +177,7 @@ function clear() {
     item.row.remove();
   }
   all = [];
-  records = new Map();
+  table = null;
   byId("table-note").replaceChildren();
   byId("status").textContent = "All photos are removed.";
   arrange();
@@ -198,6 +195,7 @@ function save() {
 function askForToken(wasRefused) {
   const form = byId("token");
   byId("token-why").textContent = wasRefused ? "The server refused this token." : "This server asks for a token.";
+  byId("dialog").close(); // nothing behind it could be reached
   form.hidden = false;
   byId("token-field").value = "";
   byId("token-field").focus();

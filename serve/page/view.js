@@ -52,7 +52,8 @@ export function showDetail(item) {
   }
   photo.alt = `Photo ${item.file.name}`;
   byId("name").textContent = item.file.name;
-  byId("waiting").textContent = { waiting: "Waiting for its turn …", asking: item.note || "Counting …" }[item.state] ?? "";
+  const waiting = { waiting: "Waiting for its turn …", asking: item.note || "Counting …" };
+  byId("waiting").textContent = waiting[item.state] ?? "";
   byId("failure").hidden = item.state !== "failed";
   byId("failure-text").textContent = item.failure;
   byId("answer").hidden = byId("made-by").hidden = !item.counted;
@@ -116,12 +117,14 @@ export function makeRow(item, { onOpen, onExpect, onRetry }) {
     type: "number", inputMode: "numeric", min: "0", max: "100000", step: "1", placeholder: "none",
     ariaLabel: `Expected quantity of ${item.file.name}`, onchange: () => onExpect(expected),
   });
-  const retry = make("button", { type: "button", onclick: onRetry, ariaLabel: `Try ${item.file.name} again` }, "Try again");
+  const again = `Try again: ${item.file.name}`;
+  const retry = make("button", { type: "button", onclick: onRetry, ariaLabel: again }, "Try again");
   const cells = CELLS.map((of) => make("td", { className: of, role: "cell" }));
   cells[0].append(picture, name);
   cells[1].append(expected);
   for (const [at, of] of CELLS.entries()) if (LABELS[of]) cells[at].dataset.label = LABELS[of];
-  return Object.assign(make("tr", { role: "row" }, ...cells), { cellOf: Object.fromEntries(CELLS.map((of, at) => [of, cells[at]])), expected, retry });
+  const cellOf = Object.fromEntries(CELLS.map((of, at) => [of, cells[at]]));
+  return Object.assign(make("tr", { role: "row" }, ...cells), { cellOf, expected, retry });
 }
 
 /** Brings a row up to date. */
@@ -136,7 +139,8 @@ export function fillRow(item) {
   const told = [badge(verdict || item.state, words)];
   if (item.state === "failed") told.push(make("p", { className: "small" }, item.failure), retry);
   if (item.state === "asking" && item.note) told.push(make("p", { className: "small soft" }, item.note));
-  if (item.state === "done") told.push(...flagsOf(item).map((flag) => make("p", { className: "small soft" }, flag.split(":")[0])));
+  const flags = item.state === "done" ? flagsOf(item) : [];
+  told.push(...flags.map((words) => make("p", { className: "small soft" }, words.split(":")[0])));
   cellOf.verdict.replaceChildren(...told);
 }
 
@@ -149,16 +153,18 @@ export function showTally(all) {
   progress.value = done;
   byId("progress-text").textContent = `${done} of ${all.length} photos`;
   byId("progress-line").hidden = done === all.length;
-  const kinds = Object.keys(VERDICTS).map((kind) => [kind, VERDICTS[kind], numOf((one) => one.state === "done" && one.verdict?.verdict === kind)]);
-  kinds.push(["done", "Counted, no record", numOf((one) => one.state === "done" && !one.verdict)]);
-  kinds.push(["failed", STATES.failed, numOf((one) => one.state === "failed")]);
-  const present = kinds.filter(([, , number]) => number);
-  byId("tally").replaceChildren(...present.map(([kind, words, number]) => badge(kind, `${words}: ${number}`)));
+  const words = { ...VERDICTS, done: "Counted, no record", failed: STATES.failed };
+  const kindOf = (one) => (one.state === "done" ? (one.verdict?.verdict ?? "done") : one.state);
+  const present = Object.entries(words)
+    .map(([kind, name]) => [kind, name, numOf((one) => kindOf(one) === kind)])
+    .filter(([, , number]) => number);
+  byId("tally").replaceChildren(...present.map(([kind, name, number]) => badge(kind, `${name}: ${number}`)));
   const hasRecords = all.some((one) => one.expected !== null);
   byId("order").textContent = hasRecords
     ? "Worst first: on top is the record that is least likely to be right."
     : "Give the expected quantities, here or by a record table, and the photos are ranked by how likely each is right.";
-  return `${done} of ${all.length} photos are done. ${present.map(([, words, number]) => `${words.replace(/^\W+/, "")}: ${number}`).join(", ")}.`;
+  const spoken = present.map(([, name, number]) => `${name.replace(/^\W+/, "")}: ${number}`).join(", ");
+  return `${done} of ${all.length} photos are done. ${spoken}.`;
 }
 
 // --- The model ------------------------------------------------------------------------------------------------------
@@ -171,23 +177,24 @@ export function showModel(card) {
     Model: `${card.backbone}, recipe ${card.recipe}, photos of ${card.image_size} px; computed by ${card.runtime}`,
     Counts: `0 to ${card.max_count}; it knows no other answer, also where there are more`,
     Accuracy: accuracyOf(metrics),
-    Calibrated: calibration
-      ? `on ${calibration.num_images} photos of ${calibration.source} (split ${calibration.split}, made by ${calibration.split_by}), ` +
-        `temperature ${calibration.temperature.toFixed(2)}`
-      : "no: there are no ranges, and every verdict is a review",
+    Calibrated: calibration ? sourceOf(calibration) : "no: there are no ranges, and every verdict is a review",
   };
   if (calibration?.verify) facts.Verdicts = verdictsOf(calibration.verify);
   byId("model-facts").replaceChildren(...pairs(facts));
 }
 
-function accuracyOf(metrics) {
-  if (typeof metrics.val_accuracy !== "number") return "not stored with the model";
-  const near = typeof metrics.val_within_one === "number" ? `, within one item on ${percent(metrics.val_within_one)}` : "";
-  return `exactly right on ${percent(metrics.val_accuracy)} of ${metrics.val_num_images ?? "the"} validation photos${near}`;
+function accuracyOf({ val_accuracy: right, val_within_one: near, val_num_images: number }) {
+  if (typeof right !== "number") return "not stored with the model";
+  const besides = typeof near === "number" ? `, within one item on ${percent(near)}` : "";
+  return `exactly right on ${percent(right)} of ${number ?? "the"} validation photos${besides}`;
+}
+
+function sourceOf({ num_images: number, source, split, split_by: by, temperature }) {
+  return `on ${number} photos of ${source} (split ${split}, made by ${by}), temperature ${temperature.toFixed(2)}`;
 }
 
 function verdictsOf({ match, mismatch, false_alarms: alarms, misses }) {
   return `match above a p(match) of ${percent(match)}, mismatch below ${percent(mismatch)}, review between. ` +
-    `At most ${percent(alarms)} of right records are called mismatches, and at most ${percent(misses)} of records off by one or two ` +
-    "are called matches, on photos like those of the calibration";
+    `On photos like those of the calibration, at most ${percent(alarms)} of right records are called mismatches, ` +
+    `and at most ${percent(misses)} of records off by one or two are called matches`;
 }
