@@ -9,6 +9,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from serve.audit_routes import add_audit_routes
 from serve.count_routes import add_count_routes
 from serve.middleware import Watched
+from serve.page_routes import add_page_routes
 from serve.problems import add_problem_handlers
 from serve.service import CounterService
 from serve.state_routes import add_state_routes
@@ -36,6 +37,7 @@ def build_api(service: CounterService, lifespan: Callable[[FastAPI], Any] | None
     add_count_routes(api, service)
     add_audit_routes(api, service)
     add_state_routes(api, service)
+    add_page_routes(api)
     if service.settings.cors_origins:
         api.add_middleware(
             CORSMiddleware,
