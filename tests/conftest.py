@@ -262,7 +262,7 @@ def local_server(served_checkpoint: Path) -> Iterator[Callable[..., str]]:
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(**settings: object) -> str:
-        app = build_local(Settings(**({"checkpoint": str(served_checkpoint)} | settings)))  # type: ignore[arg-type]
+        app, _ = build_local(Settings(**({"checkpoint": str(served_checkpoint)} | settings)))  # type: ignore[arg-type]
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

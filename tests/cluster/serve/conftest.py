@@ -20,15 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-import torch
 from PIL import Image
 from pydantic import PydanticDeprecatedSince20
-
-from bintally.calibration import Calibration, fit_thresholds
-from bintally.checkpoint import load_checkpoint, save_checkpoint, write_calibration
-from bintally.model import build_model
-from bintally.recipes import smoke
-from bintally.verify import VerifyThresholds
 
 with warnings.catch_warnings():  # Ray 2.60's own models use a pydantic spelling that ends with version 3
     warnings.simplefilter("ignore", PydanticDeprecatedSince20)
@@ -145,29 +138,6 @@ def make_photo() -> Callable[..., bytes]:
         return file.getvalue()
 
     return make
-
-
-@pytest.fixture(scope="session")
-def served_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network with random weights, calibrated on random counts."""
-    recipe = smoke()
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("serve") / "checkpoint"
-    save_checkpoint(path, build_model(recipe.model, num_classes=recipe.data.num_classes), recipe, {"val_nll": 1.5})
-    random = np.random.default_rng(0)
-    probabilities = random.dirichlet(np.ones(recipe.data.num_classes), 200)
-    calibration = Calibration(
-        temperature=1.3,
-        thresholds=fit_thresholds(probabilities, random.integers(0, 6, 200)),
-        model_version=load_checkpoint(path).version,
-        source="file:///drawn",
-        split="val",
-        split_by="hash",
-        num_images=200,
-        verify=VerifyThresholds(mismatch=0.1, match=0.2),
-    )
-    write_calibration(path, calibration)
-    return path
 
 
 @contextmanager
