@@ -159,7 +159,8 @@ def write_outcome(
 ) -> Costs:
     """Write results.json and report.html."""
     events = read_events(run_dir / EVENTS_FILE)
-    trials = follow_trials(read_records(run_dir / TRIALS_FILE), events)
+    followed = follow_trials(read_records(run_dir / TRIALS_FILE), events)
+    trials = [one for one in followed if one.spans]  # the budget may have ended one before it began
     costs = _costs(config, run_dir)
     results = {
         "best": {"trial_id": best.trial_id, "point": best.point, "epoch": best.epoch, **best.metrics},

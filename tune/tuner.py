@@ -15,6 +15,7 @@ from tune.objective import SCORE
 from tune.record import TRIALS_FILE
 from tune.rungs import Asha, build_scheduler
 from tune.samplers import listed_points
+from tune.slots import AHEAD
 from tune.stoppers import EndTrials
 from tune.trial import TrialSetup, run_trial
 
@@ -58,7 +59,8 @@ def build_tuner(
             mode="min",
             num_samples=config.budget.trials,
             scheduler=scheduler,
-            search_alg=_generator(config, at_once, end),
+            # A trial that began cannot be put off to the session in which a budget of time starts anew.
+            search_alg=_generator(config, at_once + (AHEAD if config.budget.time_s is None else 0), end),
         ),
         run_config=RunConfig(
             name=EXPERIMENT,
