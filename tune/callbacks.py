@@ -112,7 +112,8 @@ class RecordEpochs(Callback):
 
     def _name(self, trial: Trial) -> str:
         # By the record, since the ids of some samplers hold no number, and this object may be older than the record.
-        begun = dict.fromkeys(one.trial_id for one in read_events(self._path.with_name(EVENTS_FILE)) if one.trial_id)
+        events = read_events(self._path.with_name(EVENTS_FILE))
+        begun = dict.fromkeys(one.trial_id for one in events if one.what == "started")
         number = list(begun).index(trial.trial_id) if trial.trial_id in begun else len(begun)
         return f"{self._label} {number} ({describe_point(trial.config)})"
 

@@ -64,7 +64,7 @@ class TrialView:
 def follow_trials(
     records: Iterable[EpochRecord], events: Sequence[TrialEvent], *, now: float | None = None
 ) -> list[TrialView]:
-    """Every trial whose process began, in that order.
+    """Every trial that began, in that order, then those that get ready to.
 
     Args:
         records: the epochs of all trials.
@@ -75,7 +75,8 @@ def follow_trials(
     for record in records:
         epochs.setdefault(record.trial_id, []).append(record)
     points = {one.trial_id: one.point for one in chain.from_iterable(epochs.values())}
-    points = {one.trial_id: one.point for one in events if one.what in _UNENDED} | points
+    for what in ("waiting", "started"):  # so that those that have begun come first, in their order
+        points = {one.trial_id: one.point for one in events if one.what == what} | points
     signs = sorted([one.at for one in events] + [one.ended for one in chain.from_iterable(epochs.values())])
     spans = _spans(events, signs, now)
     newest = newest_events(events)

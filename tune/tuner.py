@@ -59,8 +59,7 @@ def build_tuner(
             mode="min",
             num_samples=config.budget.trials,
             scheduler=scheduler,
-            # A trial that began cannot be put off to the session in which a budget of time starts anew.
-            search_alg=_generator(config, at_once + (AHEAD if config.budget.time_s is None else 0), end),
+            search_alg=_generator(config, at_once, end),
         ),
         run_config=RunConfig(
             name=EXPERIMENT,
@@ -74,9 +73,11 @@ def build_tuner(
 
 
 def _generator(config: SearchConfig, at_once: int, end: EndTrials) -> SearchAlgorithm:
+    # A trial that Tune began cannot be put off to the session in which a budget of time starts anew.
+    ahead = AHEAD if config.budget.time_s is None else 0
     points = listed_points(config)
     if points is not None:
-        return ListedPoints(points, at_once, end)
+        return ListedPoints(points, at_once, end, ahead)
     from tune.optuna_search import build_searcher  # an extra, which other samplers do without
 
-    return SuggestedPoints(build_searcher(config), at_once, end)
+    return SuggestedPoints(build_searcher(config), at_once, end, ahead)
