@@ -57,7 +57,9 @@ class RecordEpochs(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Called by Tune with each report of a trial."""
+        """Called by Tune with each report of a trial, and with none when one ends that never began."""
+        if "epoch" not in result:
+            return
         record = EpochRecord(
             trial_id=trial.trial_id,
             point=trial.config,
@@ -134,7 +136,9 @@ class TrackTrials(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Called by Tune with each report of a trial."""
+        """Called by Tune with each report of a trial, and with none when one ends that never began."""
+        if "epoch" not in result:
+            return
         if trial.trial_id not in self._open:
             stack = ExitStack()
             recipe, run = recipe_at(self._recipe, trial.config), f"trial-{trial.trial_id}"

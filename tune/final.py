@@ -30,7 +30,7 @@ from tune.callbacks import RecordEpochs, TrackTrials
 from tune.config import BudgetConfig, SearchConfig
 from tune.live import LiveView, live_table
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, begin_session, read_events, read_records
-from tune.slots import AHEAD, Slots
+from tune.slots import Slots, num_ahead
 from tune.space import describe_point, recipe_at
 from tune.trial import TrialSetup, allow_again, run_trial, write_trial_reports
 from tune.trials import ended_ids, follow_trials
@@ -111,7 +111,7 @@ def _build_tuner(config: SearchConfig, setup: TrialSetup, rows: TrainingRows, fo
         tune_config=TuneConfig(
             metric=config.objective.metric,
             mode=config.objective.mode,
-            search_alg=BasicVariantGenerator(max_concurrent=setup.slots.number + AHEAD),
+            search_alg=BasicVariantGenerator(max_concurrent=setup.slots.number + num_ahead(setup.slots.number)),
         ),
         run_config=RunConfig(
             name=state.name,

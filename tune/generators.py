@@ -19,7 +19,7 @@ from tune.stoppers import EndTrials
 class ListedPoints(BasicVariantGenerator):
     """Points in their order, so many at once, and so many ahead of them once the first have started."""
 
-    def __init__(self, points: Sequence[Point], at_once: int, end: EndTrials, ahead: int = 0) -> None:
+    def __init__(self, points: Sequence[Point], at_once: int, end: EndTrials, ahead: int) -> None:
         # Tune knows nothing of the workers: more trials than fit would wait for one another for ever. The limit must
         # stand here: TuneConfig's own is ignored beside an explicit generator.
         super().__init__(points_to_evaluate=list(points), max_concurrent=at_once)
@@ -45,22 +45,16 @@ class ListedPoints(BasicVariantGenerator):
 
 
 class SuggestedPoints(SearchGenerator):
-    """What a searcher suggests, as many as of listed points; trials are numbered as those are."""
+    """What a searcher suggests, so many at once, none ahead of what it learns; numbered as trials of listed points."""
 
-    def __init__(self, searcher: Searcher, at_once: int, end: EndTrials, ahead: int = 0) -> None:
+    def __init__(self, searcher: Searcher, at_once: int, end: EndTrials) -> None:
         super().__init__(ConcurrencyLimiter(searcher, max_concurrent=at_once))
         self.end = end
-        self._most = at_once + ahead
         self._prefix = uuid.uuid4().hex[:5]
 
     def is_finished(self) -> bool:
         """Whether no trial may follow."""
         return bool(super().is_finished()) or self.end.spent
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """As Tune's, and one more may begin."""
-        super().on_trial_result(trial_id, result)
-        self.searcher.set_max_concurrency(self._most)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """As Tune's; a budget that was spent may be a new one now."""

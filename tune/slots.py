@@ -1,7 +1,7 @@
-"""The slots of a search: where trials train side by side, and where one more that is ready waits for its turn.
+"""The slots of a search: where trials train side by side, and for which others that are ready wait.
 
-A trial's driver and Train's controller take longer to start than many an epoch. So one trial more than there are slots
-begins, and holds no CPU until a slot is free. Who holds one is what the record says: a trial that was killed or stopped
+A trial's driver and Train's controller take longer to start than many an epoch. So more trials begin than there are
+slots, and hold no CPU until one is free. Who holds one is what the record says: a trial that was killed or stopped
 has nothing to give back, and the time in which a slot is held is told as it is.
 """
 
@@ -20,8 +20,6 @@ from tune.record import EVENTS_FILE, TRIALS_FILE, TrialEvent, append_record, rea
 from tune.space import Point
 from tune.trials import newest_events
 
-AHEAD: Final = 1
-"""Trials that get ready while all slots are held."""
 _LOOK_S: Final = 0.2
 
 
@@ -66,6 +64,11 @@ class Slots:
         with (self.folder / EVENTS_FILE).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def num_ahead(slots: int) -> int:
+    """Trials that get ready while all slots are held: two may end at about the same time."""
+    return min(slots, 2)
 
 
 def is_its_turn(trial_id: str, events: Sequence[TrialEvent], slots: int) -> bool:
