@@ -30,7 +30,6 @@ _SETTINGS = {
     "RAY_num_workers_soft_limit": "16",  # at one per CPU, the default, idle data workers keep ending and starting
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables ignore verbose=0
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # today's default warns of tomorrow's
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that waits until the budget is spent reports nothing
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search keeps its own record
 }
 

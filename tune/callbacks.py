@@ -57,7 +57,7 @@ class RecordEpochs(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Called by Tune with each report of a trial, and with none when one ends that never began."""
+        """Called by Tune with each report of a trial; one without an epoch is of a trial that never began."""
         if "epoch" not in result:
             return
         record = EpochRecord(
@@ -136,7 +136,7 @@ class TrackTrials(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Called by Tune with each report of a trial, and with none when one ends that never began."""
+        """Called by Tune with each report of a trial; one without an epoch is of a trial that never began."""
         if "epoch" not in result:
             return
         if trial.trial_id not in self._open:

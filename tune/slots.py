@@ -38,6 +38,17 @@ class Slots:
     max_total_epochs: int | None = None
     """Of all trials, after which none begins."""
 
+    def wait(self, trial_id: str, point: Point) -> None:
+        """Return once the trial may train.
+
+        Raises:
+            NeverBegunError: see `begin`.
+        """
+        read = 0  # bytes: only what was added can make it this trial's turn
+        while (size := (self.folder / EVENTS_FILE).stat().st_size) == read or not self.begin(trial_id, point):
+            read = size
+            time.sleep(_LOOK_S)
+
     def begin(self, trial_id: str, point: Point) -> bool:
         """Let a trial have a slot if it is its turn, and note it in the record; whether it may train now.
 
@@ -103,5 +114,4 @@ class BeginInTurn(ControllerCallback):
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:  # noqa: ARG002  # Ray's signature
         """Called by Train once per controller: workers that are started again keep their slot."""
-        while not self._slots.begin(self._trial_id, self._point):
-            time.sleep(_LOOK_S)
+        self._slots.wait(self._trial_id, self._point)

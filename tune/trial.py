@@ -16,6 +16,7 @@ from bintally.config import Recipe, read_recipe, write_recipe
 from bintally.errors import RunError
 from data.args import ResourceArgs
 from data.training_rows import TrainingRows
+from train.figures import DIVERGED
 from train.give_up import causes_of, final_failure
 from train.news import News
 from train.run_folder import METRICS_FILE, RECIPE_FILE, EpochLog
@@ -88,6 +89,7 @@ def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
         trainer.fit()
     except TrainingFailedError as error:
         if any(isinstance(cause, NeverBegunError) for cause in causes_of(error)):
+            ray_tune.report({SCORE: DIVERGED})  # Tune wants one of every trial; without an epoch nobody records it
             return
         if final := final_failure(error):
             failed.write_text(str(final))

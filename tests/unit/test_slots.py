@@ -57,8 +57,7 @@ def test_trials_that_ask_at_once_never_share_a_slot(tmp_path: Path) -> None:
 
     def run(number: int) -> None:
         trial_id = f"ab_{number:05d}"
-        while not slots.begin(trial_id, {}):
-            time.sleep(0.001)
+        slots.wait(trial_id, {})
         append_record(tmp_path / EVENTS_FILE, TrialEvent(what="ended", at=time.time(), trial_id=trial_id))
 
     with ThreadPoolExecutor(12) as pool:
