@@ -31,8 +31,8 @@ from train.run_folder import (
     describe_run,
     findings_of,
     read_epochs,
-    write_run_reports,
 )
+from train.run_reports import write_run_reports
 from train.state import PARTIAL
 from train.storage import RESUME_FILE
 from train.tracking import Tracker, TrackerName, figures_of, tracked

@@ -1,22 +1,16 @@
-"""What a run folder tells by itself: the recipe, the code and the machine, every epoch, and pictures of them."""
+"""What a run folder tells by itself: the recipe, the code and the machine, and every epoch."""
 
 import json
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 from bintally.config import Recipe, write_recipe
-from train.health import write_findings
 from train.health_rules import Finding
-from train.profile_report import write_profile
 
 _PACKAGES: Final = ("bintally", "ray", "torch", "torchvision", "numpy", "pyarrow", "obstore")
 RECIPE_FILE: Final = "recipe.json"
@@ -88,35 +82,3 @@ class EpochLog:
 
 def _describe(finding: Finding) -> str:
     return f"health: {finding.saw}, since {finding.since}; {finding.advice}"
-
-
-def write_run_reports(run_dir: Path, recipe: Recipe) -> None:
-    """Write curves.png, health.json and profile.html from the epochs in metrics.jsonl."""
-    epochs = [epoch for epoch in read_epochs(run_dir / METRICS_FILE) if "diverged" not in epoch]
-    if not epochs:
-        return
-    findings = findings_of(epochs[-1])
-    plot_epochs(epochs, run_dir / "curves.png", title=recipe.name)
-    write_findings(findings, run_dir / HEALTH_FILE)
-    write_profile([epoch["health"] for epoch in epochs if "health" in epoch], findings, run_dir / "profile.html")
-
-
-def plot_epochs(epochs: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Loss, accuracy and learning rate over the epochs."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    losses, accuracies, rates = figure.subplots(1, 3)
-    numbers = [epoch["epoch"] for epoch in epochs]
-    for name, label in (("train_loss", "training loss"), ("val_nll", "validation NLL")):
-        losses.plot(numbers, [epoch[name] for epoch in epochs], marker="o", markersize=3, label=label)
-    losses.set(xlabel="epoch", ylabel="nats per photo", ylim=(0, None))
-    losses.legend()
-    for name, label in (("val_accuracy", "right"), ("val_within_one", "within one")):
-        accuracies.plot(numbers, [100 * epoch[name] for epoch in epochs], marker="o", markersize=3, label=label)
-    accuracies.set(xlabel="epoch", ylabel="validation photos (%)", ylim=(0, 100))
-    accuracies.legend()
-    rates.plot(numbers, [epoch["lr"] for epoch in epochs], marker="o", markersize=3)
-    rates.set(xlabel="epoch", ylabel="learning rate at the end of the epoch", ylim=(0, None))
-    for axes in (losses, accuracies, rates):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)

@@ -9,6 +9,7 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from bintally.config import Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
@@ -112,6 +113,7 @@ def build_trainer(
     name: str,
     storage_path: Path,
     callback: UserCallback,
+    begin: ControllerCallback | None = None,
     news: News | None = None,
     keep: Keep = BEST_NLL,
 ) -> TorchTrainer:
@@ -124,6 +126,7 @@ def build_trainer(
         name: of the run; the same name and path continue an interrupted run.
         storage_path: absolute folder for runs.
         callback: hears of each epoch.
+        begin: holds the controller back until the workers may start.
         news: hears of a stall while it lasts.
         keep: which checkpoint is best: a figure of train/figures.py, and whether its "min" or "max" is.
     """
@@ -158,7 +161,7 @@ def build_trainer(
         run_config=RunConfig(
             name=name,
             storage_path=str(storage_path),
-            callbacks=[GiveUp(), callback, *_turns(resources, name, news)],  # type: ignore[list-item]  # annotated for Train v1's callbacks
+            callbacks=[GiveUp(), callback, *([begin] if begin else []), *_turns(resources, name, news)],  # type: ignore[list-item]  # annotated for Train v1's
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=best_by, checkpoint_score_order=order

@@ -18,6 +18,7 @@ from train.tracking import Tracker, TrackerName, figures_of, tracked
 from tune.live import on_terminal
 from tune.objective import Objective
 from tune.record import EVENTS_FILE, EpochRecord, TrialEvent, What, append_record, read_events, read_records
+from tune.slots import has_begun
 from tune.space import describe_point, recipe_at
 from tune.trials import ended_ids
 
@@ -50,13 +51,15 @@ class RecordEpochs(Callback):
         self._diverged: dict[str, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Called by Tune when the process of a trial has started, also after a fault or a resume."""
-        self._append("started", trial)
+        """Called by Tune when the process of a trial has started, also after a fault or a resume; see tune/slots.py."""
+        self._append("waiting", trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Called by Tune with each report of a trial."""
+        """Called by Tune with each report of a trial; one without an epoch is of a trial that never began."""
+        if "epoch" not in result:
+            return
         record = EpochRecord(
             trial_id=trial.trial_id,
             point=trial.config,
@@ -80,7 +83,9 @@ class RecordEpochs(Callback):
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Called by Tune when a trial ran to its end or was stopped early."""
+        """Called by Tune when a trial ran to its end or was stopped early; or waited until the budget was spent."""
+        if not has_begun(trial.trial_id, read_events(self._path.with_name(EVENTS_FILE))):
+            return
         epoch = (trial.last_result or {}).get("epoch", 0)
         early = trial.trial_id in self._stopped and epoch < self._max_epochs
         if trial.trial_id in self._diverged:
@@ -109,7 +114,8 @@ class RecordEpochs(Callback):
 
     def _name(self, trial: Trial) -> str:
         # By the record, since the ids of some samplers hold no number, and this object may be older than the record.
-        begun = dict.fromkeys(one.trial_id for one in read_events(self._path.with_name(EVENTS_FILE)) if one.trial_id)
+        events = read_events(self._path.with_name(EVENTS_FILE))
+        begun = dict.fromkeys(one.trial_id for one in events if one.what == "started")
         number = list(begun).index(trial.trial_id) if trial.trial_id in begun else len(begun)
         return f"{self._label} {number} ({describe_point(trial.config)})"
 
@@ -130,7 +136,9 @@ class TrackTrials(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Called by Tune with each report of a trial."""
+        """Called by Tune with each report of a trial; one without an epoch is of a trial that never began."""
+        if "epoch" not in result:
+            return
         if trial.trial_id not in self._open:
             stack = ExitStack()
             recipe, run = recipe_at(self._recipe, trial.config), f"trial-{trial.trial_id}"

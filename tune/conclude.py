@@ -52,14 +52,14 @@ def check_ended(config: SearchConfig, run_dir: Path) -> None:
     if records:
         plot_curves(records, run_dir / "curves.png", objective=config.objective, max_epochs=config.max_epochs)
     spent = budget_spent(config, records, events)
-    num_begun = len({one.trial_id for one in events if one.what == "started"})
-    if len(ended_ids(events)) < (num_begun if spent else config.budget.trials):
+    begun, ended = {one.trial_id for one in events if one.what == "started"}, ended_ids(events)
+    if len(begun - ended) if spent else len(ended) < config.budget.trials:
         raise interrupted(run_dir)
     if not records:
         reason = next((one.reason for one in events if one.what == "failed"), "no reason was given")
         raise RunError(f"no trial reported an epoch; the first failed with: {reason}")
     if spent:
-        say(f"ended by its budget: {spent}; {config.budget.trials - num_begun} trials never began")
+        say(f"ended by its budget: {spent}; {config.budget.trials - len(begun)} trials never began")
     best = best_record(records, config.objective)
     if not best.checkpoint_path or has_diverged(best.metrics):
         raise RunError("all trials diverged; choose lower bounds of --lr")
@@ -159,7 +159,8 @@ def write_outcome(
 ) -> Costs:
     """Write results.json and report.html."""
     events = read_events(run_dir / EVENTS_FILE)
-    trials = follow_trials(read_records(run_dir / TRIALS_FILE), events)
+    followed = follow_trials(read_records(run_dir / TRIALS_FILE), events)
+    trials = [one for one in followed if one.spans or one.state != "waiting"]  # for a slot until the budget was spent
     costs = _costs(config, run_dir)
     results = {
         "best": {"trial_id": best.trial_id, "point": best.point, "epoch": best.epoch, **best.metrics},

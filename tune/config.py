@@ -28,7 +28,7 @@ class AshaConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     grace_epochs: int | None = None
-    """No trial is stopped before this epoch, the first rung. None: a sixth of the epochs, at least 1."""
+    """No trial is stopped before this epoch, the first rung. None: a sixth of the epochs, rounded up."""
     reduction_factor: float = 3.0
     """One in so many goes on from a rung; the next rung lies so many times as far."""
     brackets: int = 1
@@ -123,7 +123,7 @@ class SearchConfig:
     @property
     def grace_epochs(self) -> int:
         """The first epoch after which a trial may be stopped."""
-        return self.asha.grace_epochs or max(1, self.max_epochs // 6)
+        return self.asha.grace_epochs or math.ceil(self.max_epochs / 6)
 
     def points(self) -> list[Recipe]:
         """The recipe at the corners of the space, to check before anything starts."""

@@ -19,7 +19,7 @@ class Costs:
     epochs_saved: int
     """That trials which were stopped early did not run."""
     worker_hours: float
-    """In which trials held their workers, their start included."""
+    """In which trials held their workers, the start of these included."""
     worker_hours_saved: float
     """The epochs saved, at the mean time of their own trial's epochs."""
     unit: str
@@ -111,7 +111,7 @@ def _steps(events: Sequence[TrialEvent]) -> Iterable[tuple[float, float, int, in
     spans: list[Span] = [span for trial in trials for span in trial.spans]
     ended: set[str] = set()
     for event, after in pairwise(events):
-        if event.what not in ("session", "started"):
+        if event.what not in ("session", "waiting", "started"):
             ended.add(event.trial_id)
         if after.what != "session":
             num_running = sum(begin <= event.at < end for begin, end in spans)

@@ -45,7 +45,7 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         for recipe in recipes:
             check_rows(recipe, config.resources, rows)
         with heard(say) as news:
-            setup = TrialSetup.of(config, run_dir, news)
+            setup = TrialSetup.of(config, run_dir, news, at_once)
             tuner = build_tuner(config, setup, rows, run_dir, at_once, resume=resume)
             say(f"{config.budget.trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
             view = LiveView(

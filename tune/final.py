@@ -30,6 +30,7 @@ from tune.callbacks import RecordEpochs, TrackTrials
 from tune.config import BudgetConfig, SearchConfig
 from tune.live import LiveView, live_table
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, begin_session, read_events, read_records
+from tune.slots import Slots, num_ahead
 from tune.space import describe_point, recipe_at
 from tune.trial import TrialSetup, allow_again, run_trial, write_trial_reports
 from tune.trials import ended_ids, follow_trials
@@ -63,14 +64,15 @@ def train_seeds(
     folder.mkdir(exist_ok=True)
     seeds = seeds_of(winner, config.final_seeds)
     say(f"final: {winner.name} at the best point, {winner.max_epochs} epochs, by {len(seeds)} seeds")
-    setup = replace(setup, recipe=winner, storage_path=folder / "trials")
-    tuner = _build_tuner(config, setup, rows, folder, min(at_once, len(seeds)))
+    slots = Slots(folder=folder, number=min(at_once, len(seeds)))
+    setup = replace(setup, recipe=winner, storage_path=folder / "trials", slots=slots)
+    tuner = _build_tuner(config, setup, rows, folder)
     view = LiveView(
         folder=folder,
         title="final",
         objective=config.objective,
         max_epochs=winner.max_epochs,
-        at_once=min(at_once, len(seeds)),
+        at_once=slots.number,
         budget=BudgetConfig(trials=len(seeds)),
     )
     allow_again(setup.storage_path)
@@ -86,7 +88,7 @@ def seeds_of(winner: Recipe, number: int) -> list[int]:
     return list(range(winner.seed, winner.seed + number))
 
 
-def _build_tuner(config: SearchConfig, setup: TrialSetup, rows: TrainingRows, folder: Path, at_once: int) -> Tuner:
+def _build_tuner(config: SearchConfig, setup: TrialSetup, rows: TrainingRows, folder: Path) -> Tuner:
     winner = setup.recipe
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(run_trial, setup=setup, rows=rows),
@@ -109,7 +111,7 @@ def _build_tuner(config: SearchConfig, setup: TrialSetup, rows: TrainingRows, fo
         tune_config=TuneConfig(
             metric=config.objective.metric,
             mode=config.objective.mode,
-            search_alg=BasicVariantGenerator(max_concurrent=at_once),
+            search_alg=BasicVariantGenerator(max_concurrent=setup.slots.number + num_ahead(setup.slots.number)),
         ),
         run_config=RunConfig(
             name=state.name,

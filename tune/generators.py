@@ -17,13 +17,18 @@ from tune.stoppers import EndTrials
 
 
 class ListedPoints(BasicVariantGenerator):
-    """Points in their order, so many at once."""
+    """Points in their order, so many at once, and so many ahead of them once the first have started."""
 
-    def __init__(self, points: Sequence[Point], at_once: int, end: EndTrials) -> None:
+    def __init__(self, points: Sequence[Point], at_once: int, end: EndTrials, ahead: int) -> None:
         # Tune knows nothing of the workers: more trials than fit would wait for one another for ever. The limit must
         # stand here: TuneConfig's own is ignored beside an explicit generator.
         super().__init__(points_to_evaluate=list(points), max_concurrent=at_once)
         self.end = end
+        self._most = at_once + ahead
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:  # noqa: ARG002  # Ray's signature
+        """Called by Tune with each report. Before the first, one more would only slow down the start of the others."""
+        self.max_concurrent = self._most
 
     def is_finished(self) -> bool:
         """Whether no trial may follow."""
@@ -40,7 +45,7 @@ class ListedPoints(BasicVariantGenerator):
 
 
 class SuggestedPoints(SearchGenerator):
-    """What a searcher suggests, so many at once; trials are numbered as those of listed points are."""
+    """What a searcher suggests, so many at once, none ahead of what it learns; numbered as trials of listed points."""
 
     def __init__(self, searcher: Searcher, at_once: int, end: EndTrials) -> None:
         super().__init__(ConcurrencyLimiter(searcher, max_concurrent=at_once))

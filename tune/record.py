@@ -17,7 +17,7 @@ from tune.space import Point
 TRIALS_FILE: Final = "trials.jsonl"
 EVENTS_FILE: Final = "events.jsonl"
 
-What = Literal["session", "started", "stopped", "ended", "diverged", "failed"]
+What = Literal["session", "waiting", "started", "stopped", "ended", "diverged", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class TrialEvent:
     """That a trial began or came to an end, or that the search was started or resumed."""
 
     what: What
-    """`stopped` is by the search, `ended` by the training itself."""
+    """`waiting`: its process is there; `started`: it has a slot; `stopped` is by the search, `ended` by itself."""
     at: float
     """By `time.time()`."""
     trial_id: str = ""

@@ -65,7 +65,7 @@ class SearchArgs:
     time_budget_s: float | None = None
     """Seconds after which no trial begins another epoch; a resumed search has them anew. Default: no limit."""
     grace_epochs: int | None = None
-    """No trial is stopped early before this epoch. Default: a sixth of the epochs."""
+    """No trial is stopped early before this epoch. Default: a sixth of the epochs, rounded up."""
     reduction_factor: float = 3.0
     """One in so many goes on from a rung; the next rung lies so many times as far."""
     brackets: int = 1

@@ -16,13 +16,15 @@ from bintally.config import Recipe, read_recipe, write_recipe
 from bintally.errors import RunError
 from data.args import ResourceArgs
 from data.training_rows import TrainingRows
-from train.give_up import final_failure
+from train.figures import DIVERGED
+from train.give_up import causes_of, final_failure
 from train.news import News
-from train.run_folder import METRICS_FILE, RECIPE_FILE, EpochLog, write_run_reports
+from train.run_folder import METRICS_FILE, RECIPE_FILE, EpochLog
 from train.state import FOR_THE_DRIVER, PARTIAL
 from train.trainer import build_trainer
 from tune.config import SearchConfig
 from tune.objective import SCORE, Objective
+from tune.slots import BeginInTurn, NeverBegunError, Slots, number_of
 from tune.space import Point, recipe_at
 
 _PREFIX: Final = "train-"  # of the folders of the trials
@@ -37,17 +39,20 @@ class TrialSetup:
     resources: ResourceArgs
     objective: Objective
     storage_path: Path
+    slots: Slots
+    """Of which each trial takes one."""
     news: News
     """Takes lines for the driver's terminal."""
 
     @classmethod
-    def of(cls, config: SearchConfig, run_dir: Path, news: News) -> Self:
+    def of(cls, config: SearchConfig, run_dir: Path, news: News, at_once: int) -> Self:
         """That of a search and its run folder."""
         return cls(
             recipe=config.recipe,
             resources=config.resources,
             objective=config.objective,
             storage_path=run_dir / "trials",
+            slots=Slots(folder=run_dir, number=at_once, max_total_epochs=config.budget.epochs),
             news=news,
         )
 
@@ -68,7 +73,7 @@ def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
     if failed.exists():
         raise RunError(failed.read_text())
     write_recipe(recipe, folder / RECIPE_FILE)
-    name = f"trial {int(trial_id.rpartition('_')[2])}"
+    name = f"trial {number_of(trial_id)}"
     trainer = build_trainer(
         recipe,
         rows,
@@ -76,12 +81,16 @@ def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
         name=folder.name,
         storage_path=setup.storage_path,
         callback=ReportEpochs(setup.objective, EpochLog(folder), setup.news, name),
+        begin=BeginInTurn(setup.slots, trial_id, point),
         keep=(setup.objective.metric, setup.objective.mode),
         news=setup.news,
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
+        if any(isinstance(cause, NeverBegunError) for cause in causes_of(error)):
+            ray_tune.report({SCORE: DIVERGED})  # Tune wants one of every trial; without an epoch nobody records it
+            return
         if final := final_failure(error):
             failed.write_text(str(final))
             raise final from error
@@ -96,6 +105,8 @@ def allow_again(storage_path: Path) -> None:
 
 def write_trial_reports(storage_path: Path) -> None:
     """Write curves, health.json and profile.html of each trial into its folder."""
+    from train.run_reports import write_run_reports  # with matplotlib, whose import would cost each trial a second
+
     for epochs in storage_path.glob(f"{_PREFIX}*/{METRICS_FILE}"):
         write_run_reports(epochs.parent, read_recipe(epochs.parent / RECIPE_FILE))
 

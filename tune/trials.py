@@ -11,12 +11,14 @@ from tune.space import Point
 
 State = Literal["waiting", "running", "stopped early", "ended", "diverged", "failed"]
 _STATES: Final[dict[What, State]] = {
+    "waiting": "waiting",
     "started": "running",
     "stopped": "stopped early",
     "ended": "ended",
     "diverged": "diverged",
     "failed": "failed",
 }
+_UNENDED: Final[tuple[What, ...]] = ("waiting", "started")
 Span = tuple[float, float]
 """Begin and end, by `time.time()`."""
 
@@ -30,13 +32,13 @@ class TrialView:
     """From 0, in the order in which the trials began."""
     point: Point
     state: State
-    """`waiting` also while an interrupted search has not gone on with it."""
+    """`waiting` for a slot, or until an interrupted search goes on with it."""
     reason: str
     """Why it failed or diverged."""
     epochs: tuple[EpochRecord, ...]
     """In order, without one that diverged."""
     spans: tuple[Span, ...]
-    """When it ran."""
+    """When it had a slot."""
 
     @property
     def last_epoch(self) -> int:
@@ -62,7 +64,7 @@ class TrialView:
 def follow_trials(
     records: Iterable[EpochRecord], events: Sequence[TrialEvent], *, now: float | None = None
 ) -> list[TrialView]:
-    """Every trial that began, in that order.
+    """Every trial that began, in that order, then those that get ready to.
 
     Args:
         records: the epochs of all trials.
@@ -73,10 +75,11 @@ def follow_trials(
     for record in records:
         epochs.setdefault(record.trial_id, []).append(record)
     points = {one.trial_id: one.point for one in chain.from_iterable(epochs.values())}
-    points = {one.trial_id: one.point for one in events if one.what == "started"} | points
+    for what in ("waiting", "started"):  # so that those that have begun come first, in their order
+        points = {one.trial_id: one.point for one in events if one.what == what} | points
     signs = sorted([one.at for one in events] + [one.ended for one in chain.from_iterable(epochs.values())])
     spans = _spans(events, signs, now)
-    newest = _newest(events)
+    newest = newest_events(events)
     return [
         TrialView(
             trial_id=trial_id,
@@ -93,19 +96,19 @@ def follow_trials(
 
 def ended_ids(events: Iterable[TrialEvent]) -> set[str]:
     """The trials that came to an end of any kind. Tune's own results forget it of some when it is restored."""
-    return {trial_id for trial_id, event in _newest(events).items() if event.what != "started"}
+    return {trial_id for trial_id, event in newest_events(events).items() if event.what not in _UNENDED}
 
 
 def _is_sound(record: EpochRecord) -> bool:
     return bool(record.checkpoint_path)  # an epoch that diverged has none
 
 
-def _newest(events: Iterable[TrialEvent]) -> dict[str, TrialEvent]:
-    """The last event of each trial that says what it is now: a new session knows of no trial that runs."""
+def newest_events(events: Iterable[TrialEvent]) -> dict[str, TrialEvent]:
+    """The last event of each trial that says what it is now: a new session knows of none that runs or waits."""
     newest: dict[str, TrialEvent] = {}
     for event in events:
         if event.what == "session":
-            newest = {trial_id: one for trial_id, one in newest.items() if one.what != "started"}
+            newest = {trial_id: one for trial_id, one in newest.items() if one.what not in _UNENDED}
         else:
             newest[event.trial_id] = event
     return newest

@@ -15,6 +15,7 @@ from tune.objective import SCORE
 from tune.record import TRIALS_FILE
 from tune.rungs import Asha, build_scheduler
 from tune.samplers import listed_points
+from tune.slots import num_ahead
 from tune.stoppers import EndTrials
 from tune.trial import TrialSetup, run_trial
 
@@ -74,7 +75,9 @@ def build_tuner(
 def _generator(config: SearchConfig, at_once: int, end: EndTrials) -> SearchAlgorithm:
     points = listed_points(config)
     if points is not None:
-        return ListedPoints(points, at_once, end)
+        # A trial that Tune began cannot be put off to the session in which a budget of time starts anew.
+        ahead = num_ahead(at_once) if config.budget.time_s is None else 0
+        return ListedPoints(points, at_once, end, ahead)
     from tune.optuna_search import build_searcher  # an extra, which other samplers do without
 
     return SuggestedPoints(build_searcher(config), at_once, end)

@@ -70,7 +70,7 @@ def test_the_final_trainings(tiny_bucket: Path, tmp_path: Path) -> None:
     leave_a_search(run_dir, first)
 
     with heard(say) as news:
-        setup = TrialSetup.of(config, run_dir, news)
+        setup = TrialSetup.of(config, run_dir, news, at_once=1)
         conclude(config, setup, rows, splits["test"], run_dir, 2)
     results = json.loads((run_dir / "results.json").read_text())
     final = results["final"]

@@ -17,7 +17,7 @@ from tune.driver import search
 from tune.generators import SuggestedPoints
 from tune.objective import SCORE, Objective
 from tune.optuna_search import build_searcher
-from tune.record import TRIALS_FILE, best_record, read_records
+from tune.record import EVENTS_FILE, TRIALS_FILE, best_record, read_events, read_records
 from tune.space import BATCH_SIZE, LR, Choice, Interval, Point, SearchSpace, recipe_at
 from tune.stoppers import EndTrials
 
@@ -53,8 +53,11 @@ def test_a_grid_ends_with_its_budget_and_is_judged_by_accuracy(
     assert best.metrics["val_accuracy"] == max(record.metrics["val_accuracy"] for record in records)
     assert load_checkpoint(tmp_path / "checkpoint").metrics["val_accuracy"] == best.metrics["val_accuracy"]
     assert read_recipe(tmp_path / "best.json") == recipe_at(config.recipe, best.point)
-    output = capsys.readouterr()
-    assert "max_total_epochs is 3; 2 trials never began" in output.out + output.err
+    output = "".join(capsys.readouterr())
+    assert "max_total_epochs is 3; 2 trials never began" in output
+    assert "Last result" not in output  # how Tune tells of trials
+    told = [one.what for one in read_events(tmp_path / EVENTS_FILE)]
+    assert (told.count("waiting"), told.count("started")) == (3, 2)  # the third got ready in vain
 
 
 def loss_at(point: Point) -> float:

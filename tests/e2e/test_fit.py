@@ -1,10 +1,8 @@
 """Trainings as a user runs them: in processes of their own, from another folder, without PYTHONPATH."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,27 +13,11 @@ from bintally.config import read_recipe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANT = ("--max-dropped", "20%")  # the synthetic bucket is broken on purpose
 
 
-def command(script: str, *flags: object) -> list[str]:
-    return [sys.executable, str(ROOT / script), *map(str, flags)]
-
-
-def run(cwd: Path, script: str, *flags: object, code: int = 0) -> str:
-    """Output of a command that must end with the given code."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        command(script, *flags), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
-    return output
-
-
 @pytest.mark.usefixtures("shared_ray")
-def test_fit_streams_on_two_workers(synthetic_bucket: Path, tmp_path: Path) -> None:
+def test_fit_streams_on_two_workers(synthetic_bucket: Path, tmp_path: Path, run: Callable[..., str]) -> None:
     flags = ("--recipe", "smoke", "--source", f"file://{synthetic_bucket}", "--run-dir", "fitted", *TOLERANT)
     output = run(tmp_path, "train/fit.py", *flags, "--stream", "--num-workers", 2, "--num-cpus", 4)
     assert "streamed each epoch" in output
@@ -48,7 +30,9 @@ def test_fit_streams_on_two_workers(synthetic_bucket: Path, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("flags", [[], ["--stream"]])
-def test_too_many_broken_bins_stop_a_run(flags: list[str], synthetic_bucket: Path, tmp_path: Path) -> None:
+def test_too_many_broken_bins_stop_a_run(
+    flags: list[str], synthetic_bucket: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     source = ("--source", f"file://{synthetic_bucket}", "--run-dir", "fitted")
     output = run(tmp_path, "train/fit.py", "--recipe", "smoke", *source, "--num-cpus", 2, *flags, code=2)
     errors = [line for line in output.splitlines() if line.startswith("error:")]
@@ -60,7 +44,13 @@ def test_too_many_broken_bins_stop_a_run(flags: list[str], synthetic_bucket: Pat
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_training_says_so_and_goes_on(
-    sent: signal.Signals, code: int, synthetic_bucket: Path, join_ray: Callable[[], None], tmp_path: Path
+    sent: signal.Signals,
+    code: int,
+    synthetic_bucket: Path,
+    join_ray: Callable[[], None],
+    tmp_path: Path,
+    run: Callable[..., str],
+    command: Callable[..., list[str]],
 ) -> None:
     flags = ["--recipe", "smoke", "--max-dropped", "20%", "--num-cpus", "2", "--run-dir", tmp_path / "fitted"]
     whole = [*flags, "--source", f"file://{synthetic_bucket}", "--max-epochs", "200"]

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,24 +16,8 @@ from bintally.config import read_recipe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANT = ("--max-dropped", "20%")  # the synthetic bucket is broken on purpose
 SEARCH = ("--recipe", "smoke", "--num-trials", "2", "--num-cpus", "4", "--batch-sizes", "16", *TOLERANT)
-
-
-def command(script: str, *flags: object) -> list[str]:
-    return [sys.executable, str(ROOT / script), *map(str, flags)]
-
-
-def run(cwd: Path, script: str, *flags: object, code: int = 0) -> str:
-    """Output of a command that must end with the given code."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        command(script, *flags), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
-    return output
 
 
 def processes_with(marker: str) -> list[int]:
@@ -81,7 +64,11 @@ def check_search(run_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(
-    bucket: Path, synthetic_bucket: Path, running_ray: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    bucket: Path,
+    synthetic_bucket: Path,
+    running_ray: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    run: Callable[..., str],
 ) -> Path:
     """Folder in which a search ran through file://, once with a Ray of its own; the search itself is in found/."""
     folder = tmp_path_factory.mktemp("folder")
@@ -100,7 +87,7 @@ def test_search_through_a_folder(found: Path) -> None:
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
+def test_evaluate_what_was_found(found: Path, bucket: Path, run: Callable[..., str]) -> None:
     source = f"file://{bucket}"
     run(
         found,
@@ -125,7 +112,7 @@ def test_evaluate_what_was_found(found: Path, bucket: Path) -> None:
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("bucket", ["synthetic"], indirect=True)
-def test_fit_the_recipe_that_was_found(found: Path) -> None:
+def test_fit_the_recipe_that_was_found(found: Path, run: Callable[..., str]) -> None:
     run(found, "train/fit.py", "--recipe-file", "found/best.json", "--run-dir", "fitted", *TOLERANT, "--num-cpus", 2)
     assert load_checkpoint(found / "fitted" / "checkpoint").recipe == read_recipe(found / "found" / "best.json")
     assert len((found / "fitted" / "metrics.jsonl").read_text().splitlines()) == 2
@@ -143,7 +130,7 @@ def test_fit_the_recipe_that_was_found(found: Path) -> None:
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path: Path) -> None:
+def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path: Path, run: Callable[..., str]) -> None:
     flags = ("--source", s3_bucket, "--endpoint-url", s3_endpoint, "--run-dir", "found")
     output = run(tmp_path, "tune/search.py", *SEARCH, "--num-workers", 2, "--no-final", *flags)
     check_search(tmp_path / "found")
@@ -152,7 +139,11 @@ def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path:
 
 
 def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(
-    synthetic_bucket: Path, join_ray: Callable[[], None], tmp_path: Path
+    synthetic_bucket: Path,
+    join_ray: Callable[[], None],
+    tmp_path: Path,
+    run: Callable[..., str],
+    command: Callable[..., list[str]],
 ) -> None:
     run_dir = tmp_path / "found"
     flags = [*SEARCH, "--no-final", "--source", f"file://{synthetic_bucket}", "--run-dir", run_dir]
@@ -204,7 +195,9 @@ def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(
         (["--space", "model.backbone=small_cnn,resnet99"], "model.backbone 'resnet99' is unknown"),
     ],
 )
-def test_bad_input_is_told_in_one_line(flags: list[str], message: str, synthetic_bucket: Path, tmp_path: Path) -> None:
+def test_bad_input_is_told_in_one_line(
+    flags: list[str], message: str, synthetic_bucket: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
     source = [] if "--source" in flags else ["--source", f"file://{synthetic_bucket}"]
     output = run(tmp_path, "tune/search.py", *SEARCH, *source, "--run-dir", "found", *flags, code=2)
     errors = [line for line in output.splitlines() if line.startswith("error:")]

@@ -4,13 +4,18 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+if TYPE_CHECKING:
+    from train.loop import LoopConfig
 
 Answer = tuple[int, bytes]
 
@@ -48,6 +53,37 @@ def photo() -> Callable[..., bytes]:
         file = io.BytesIO()
         smooth_pixels(seed, size).convert(mode).save(file, format_name, **options)
         return file.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def loop_config() -> Callable[..., "LoopConfig"]:
+    """`loop_config(**fields)`: what a training loop is told; what is not given is of a small training."""
+    from bintally.recipes import smoke
+    from data.decode import Share
+    from data.feed import FeedSpec
+    from train.figures import BEST_NLL
+    from train.loop import LoopConfig  # with Ray, which most unit tests do without
+
+    feed = FeedSpec(share=Share(global_batch_size=16), sampling=None, clock=None, stored=None)
+    plain = LoopConfig(
+        recipe=smoke(),
+        num_train=64,
+        train=feed,
+        val=feed,
+        class_rows=None,
+        checkpoint_s=60.0,
+        on_health="warn",
+        stalled_s=7.0,
+        keep=BEST_NLL,
+        launched=0.0,
+        name="train",
+        news=None,
+    )
+
+    def make(**fields: Any) -> LoopConfig:  # noqa: ANN401  # whatever the fields are
+        return replace(plain, **fields)
 
     return make
 

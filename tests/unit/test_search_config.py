@@ -55,6 +55,11 @@ def test_the_corners_are_the_recipe_at_every_bound() -> None:
     assert all(one.data == smoke().data and one.model == smoke().model for one in config.points())
 
 
+@pytest.mark.parametrize(("max_epochs", "grace"), [(1, 1), (6, 1), (9, 2), (12, 2), (13, 3)])
+def test_no_trial_is_stopped_before_a_sixth_of_its_epochs(max_epochs: int, grace: int) -> None:
+    assert make_config(replace(smoke(), max_epochs=max_epochs)).grace_epochs == grace
+
+
 @pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES.keys())
 def test_a_search_survives_its_file(make: Callable[[], Recipe], tmp_path: Path) -> None:
     config = make_config(replace(make(), seed=42))

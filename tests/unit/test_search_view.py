@@ -255,6 +255,21 @@ def test_busy_is_the_share_of_slots_that_were_taken_while_trials_waited() -> Non
     assert running_over_time(events) == [(0, 0), (2, 1), (4, 2), (8, 1), (10, 2), (12, 1), (20, 0)]
 
 
+def test_a_trial_that_waits_for_a_slot_is_shown_but_holds_none() -> None:
+    events = [event("session", 0), event("waiting", 0, "a"), event("started", 2, "a"), event("waiting", 4, "b")]
+    trials = follow_trials([], events, now=10)
+    assert [(one.state, one.spans) for one in trials] == [("running", ((2, 10),)), ("waiting", ())]
+    assert ended_ids(events) == set()
+    over = [*events, event("ended", 10, "a"), event("started", 11, "b"), event("ended", 20, "b")]
+    assert busy_share(over, 1, 2) == pytest.approx(8 / 11)
+    assert costs_of(follow_trials([], over), max_epochs=1, num_workers=1).worker_hours == pytest.approx(17 / 3600)
+
+
+def test_a_trial_that_was_killed_holds_no_slot_until_it_begins_again() -> None:
+    events = [event("session", 0), event("started", 2, "a"), event("waiting", 5, "a"), event("started", 7, "a")]
+    assert follow_trials([], events, now=9)[0].spans == ((2, 5), (7, 9))
+
+
 def test_slots_are_neither_busy_nor_idle_while_nobody_waits() -> None:
     events = [event("session", 0), event("started", 1, "a"), event("ended", 9, "a")]
     assert busy_share(events[1:], 2, 1) is None

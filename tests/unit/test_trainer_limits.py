@@ -1,6 +1,7 @@
 """What fits on a cluster, decided before anything waits for ever."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,6 @@ from data.order import Sampling
 from data.pipeline import IdTable
 from data.stored import StoredRows
 from data.training_rows import SplitRows, TrainingRows, sampling_of
-from train.figures import BEST_NLL
 from train.loop import LoopConfig
 from train.trainer import check_fits, check_rows, trainings_at_once
 
@@ -126,26 +126,15 @@ def test_no_workers(num_workers: int) -> None:
     "sampling", [None, Sampling(seed=9), Sampling(seed=2**32 - 1, epoch_fraction=0.1, balanced=True)]
 )
 @pytest.mark.parametrize("stored", [None, StoredRows([], 77)])
-def test_what_the_workers_get_survives_its_dict(sampling: Sampling | None, stored: StoredRows | None) -> None:
+def test_what_the_workers_get_survives_its_dict(
+    sampling: Sampling | None, stored: StoredRows | None, loop_config: Callable[..., LoopConfig]
+) -> None:
     train = FeedSpec(
         share=Share(global_batch_size=16, num_workers=4), sampling=sampling, clock=EpochClock(None, "a"), stored=stored
     )
     val = replace(train, share=Share(global_batch_size=64, num_workers=4), sampling=None, clock=None)
     fitted = replace(smoke(), seed=9, epoch_fraction=0.1, balanced=True)
-    loop = LoopConfig(
-        recipe=fitted,
-        num_train=77,
-        train=train,
-        val=val,
-        class_rows=(7, 70),
-        checkpoint_s=60.0,
-        on_health="stop",
-        stalled_s=7.0,
-        keep=BEST_NLL,
-        launched=1.5,
-        name="train",
-        news=None,
-    )
+    loop = loop_config(recipe=fitted, train=train, val=val, class_rows=(7, 70), on_health="stop", launched=1.5)
     packed = loop.pack()
     assert isinstance(packed, dict)
     assert packed["recipe"]["optim"]["lr"] == smoke().optim.lr
@@ -153,22 +142,8 @@ def test_what_the_workers_get_survives_its_dict(sampling: Sampling | None, store
     assert LoopConfig.unpack(pickle.loads(pickle.dumps(packed))) == loop  # noqa: S301  # what Ray does with it
 
 
-def test_unpacking_leaves_the_dict_as_it_is() -> None:
-    feed = FeedSpec(share=Share(global_batch_size=16), sampling=None, clock=None, stored=None)
-    packed = LoopConfig(
-        recipe=smoke(),
-        num_train=1,
-        train=feed,
-        val=feed,
-        class_rows=None,
-        checkpoint_s=60.0,
-        on_health="warn",
-        stalled_s=7.0,
-        keep=BEST_NLL,
-        launched=0.0,
-        name="train",
-        news=None,
-    ).pack()
+def test_unpacking_leaves_the_dict_as_it_is(loop_config: Callable[..., LoopConfig]) -> None:
+    packed = loop_config().pack()
     assert LoopConfig.unpack(packed) == LoopConfig.unpack(packed)
     assert isinstance(packed["recipe"], dict)
 
