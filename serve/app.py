@@ -43,7 +43,7 @@ class BinCounter:
         self._service: CounterService | None = None
         self._api: ASGIApp | None = None
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: PLW3201  # Ray's name
+    def __serve_build_asgi_app__(self) -> ASGIApp:  # Ray's name
         return self._answer
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,8 +65,9 @@ class BinCounter:
         from serve.api import build_api
 
         settings = settings_from_dict(user_config)
-        self._count_batch.set_max_batch_size(settings.max_batch_size)
-        self._count_batch.set_batch_wait_timeout_s(settings.batch_wait_s)
+        batching: Any = self._count_batch  # the decorator adds methods that types do not know
+        batching.set_max_batch_size(settings.max_batch_size)
+        batching.set_batch_wait_timeout_s(settings.batch_wait_s)
         if self._service is not None:
             try:
                 await self._service.reload(settings)

@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 import torch
 import uvicorn
@@ -18,15 +19,12 @@ from serve.service import CounterService, Job, count_jobs
 from serve.settings import Settings
 from serve.telemetry import Instruments, log_json, server_log
 
-GRACE_S = 15  # for requests under way when the server is told to end
+GRACE_S: Final = 15  # for requests under way when the server is told to end
+KEEP_ALIVE_S: Final = 75  # above the idle time of the usual proxies, so that they close first
 
 
-def build_local(settings: Settings, reread: Callable[[], Settings] | None = None) -> FastAPI:
-    """The application with its models loaded.
-
-    Args:
-        settings: what to serve.
-        reread: gives the settings of now when SIGHUP asks to reload; None loads from the same places.
+def build_local(settings: Settings) -> tuple[FastAPI, CounterService]:
+    """The application with its models loaded, and the service in it.
 
     Raises:
         BinTallyError: a model cannot be loaded.
@@ -42,40 +40,54 @@ def build_local(settings: Settings, reread: Callable[[], Settings] | None = None
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher = MicroBatcher(run, max_size=settings.max_batch_size, max_wait_s=settings.batch_wait_s)
         service.engine = batcher
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         yield
         await batcher.close()
         await service.close()
 
-    def reload() -> None:
-        task = asyncio.ensure_future(service.reload((reread or (lambda: settings))()))
-        task.add_done_callback(_swallow_expected)
-
-    return build_api(service, lifespan)
-
-
-def _swallow_expected(task: "asyncio.Task[None]") -> None:
-    """What could not be reloaded is in the log already."""
-    if not task.cancelled() and not isinstance(task.exception(), BinTallyError | None):
-        server_log.error("the reload failed", exc_info=task.exception())
+    return build_api(service, lifespan), service
 
 
 def serve_local(settings: Settings, host: str, port: int, reread: Callable[[], Settings] | None = None) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what is under way.
+    """Serve until SIGINT or SIGTERM, then finish what is under way. SIGHUP loads the models anew.
+
+    Args:
+        settings: what to serve.
+        host: address to listen on.
+        port: its port.
+        reread: gives the settings that SIGHUP takes; None keeps these.
 
     Raises:
         BinTallyError: a model cannot be loaded.
     """
     log_json()
-    app = build_local(settings, reread)
-    uvicorn.run(
+    app, service = build_local(settings)
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,
         lifespan="on",
     )
+
+    def reload() -> None:
+        task = asyncio.ensure_future(_reload(service, reread or (lambda: settings)))
+        service.background.add(task)
+        task.add_done_callback(service.background.discard)
+
+    async def serve() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        await uvicorn.Server(config).serve()
+
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(serve())
+
+
+async def _reload(service: CounterService, reread: Callable[[], Settings]) -> None:
+    try:
+        await service.reload(reread())
+    except BinTallyError as error:
+        server_log.error("nothing was reloaded: %s", error)

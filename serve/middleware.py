@@ -59,7 +59,7 @@ class Watched:
                 await run_while_connected(self._app, scope, receive, send_with_id)
             else:
                 await refuse("unauthorized", "send a token: Authorization: Bearer ...")
-        except Exception:
+        except Exception:  # noqa: BLE001  # the last place that can answer
             server_log.exception("a bug met request %s", request_id, extra={"fields": {"request_id": request_id}})
             if status == _CLIENT_GONE:  # no answer has begun
                 await refuse("internal_error", "the server failed; its log tells more by the request id")

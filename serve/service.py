@@ -79,7 +79,8 @@ class CounterService:
         self.bodies = BodyReader(timeout_s=settings.body_timeout_s)
         self.engine: Engine | None = None
         self._decoders = ThreadPoolExecutor(NUM_DECODERS, "decode")
-        self._shadows: set[asyncio.Task[None]] = set()
+        self.background: set[asyncio.Task[None]] = set()
+        """Work that no request waits for."""
         self._num_in_flight = 0
         self._probed_until = 0.0
         self._adopt(settings, models)
@@ -101,12 +102,7 @@ class CounterService:
         Raises:
             BinTallyError: a model cannot be loaded; the server goes on as it was.
         """
-        try:
-            models = await asyncio.to_thread(load_models, settings)
-            self._adopt(settings, models)
-        except BinTallyError as error:
-            server_log.error("nothing was reloaded: %s", error)
-            raise
+        self._adopt(settings, await asyncio.to_thread(load_models, settings))
 
     def choose(self, name: str | None, request_id: str) -> tuple[str, Predictor]:
         """The model that a request asks for; if it names none, the first one, or the canary by its share.
@@ -207,8 +203,8 @@ class CounterService:
         if self._num_in_flight > self.settings.max_in_flight / 2:
             return
         task = asyncio.get_running_loop().create_task(self._compare(data, counted.count))
-        self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
 
     async def _compare(self, data: bytes, count: int) -> None:
         assert self.engine is not None
@@ -237,6 +233,6 @@ class CounterService:
 
     async def close(self) -> None:
         """End the threads."""
-        for task in self._shadows:
+        for task in self.background:
             task.cancel()
         self._decoders.shutdown(wait=False, cancel_futures=True)
