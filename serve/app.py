@@ -30,6 +30,23 @@ MAX_ONGOING_REQUESTS: Final = 1000
 DRAIN_S: Final = 15
 
 
+class LateApp:
+    """Stands in for the application, for which Ray asks before it tells the settings."""
+
+    def __init__(self) -> None:
+        self.api: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on; the application has nothing to start or stop."""
+        if scope["type"] == "lifespan":
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
+        assert self.api is not None
+        await self.api(scope, receive, send)
+
+
 @serve.ingress()
 class BinCounter:
     """A replica: the application over its own models, with Serve's batching."""
@@ -41,20 +58,10 @@ class BinCounter:
         log_json()
         self._instruments = Instruments()
         self._service: CounterService | None = None
-        self._api: ASGIApp | None = None
+        self._app = LateApp()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # Ray's name
-        return self._answer
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ray asks for the application before it tells the settings, so this stands in for it."""
-        if scope["type"] == "lifespan":
-            for step in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{step}.complete"})
-            return
-        assert self._api is not None
-        await self._api(scope, receive, send)
+        return self._app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take settings: the first ones, or others while requests are answered.
@@ -77,7 +84,7 @@ class BinCounter:
         models = await run_in_threadpool(load_models, settings)
         self._service = CounterService(settings, models, self._instruments)
         self._service.engine = self._count_one
-        self._api = build_api(self._service)
+        self._app.api = build_api(self._service)
 
     async def check_health(self) -> None:
         """Ray Serve replaces a replica in which this raises."""

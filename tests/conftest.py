@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> tuple[int, int]:
         name = item.path.stem.removeprefix("test_")
-        part = 2 if item.path.parent.name == "unit" else int(name == "serve")
+        part = 2 if item.path.parent.name == "unit" else int("serve" in (item.path.parent.name, name[:5]))
         return part, FIRST.index(name) if part == 0 and name in FIRST else len(FIRST)
 
     items.sort(key=place)
