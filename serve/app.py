@@ -141,3 +141,7 @@ def settings_of(args: dict[str, Any]) -> Settings:
             f" {CHECKPOINT_VARIABLE}"
         )
     return settings_from_dict(values)
+
+
+bound = deployment.bind()
+"""The application of config files, whose `user_config` has the settings; deploying others changes running replicas."""

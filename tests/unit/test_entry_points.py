@@ -19,6 +19,8 @@ SCRIPTS = (
     "train/fit.py",
     "train/evaluate.py",
     "tune/search.py",
+    "serve/start.py",
+    "serve/front.py",
     "demo.py",
 )
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}
