@@ -21,6 +21,9 @@ from bintally.errors import ConfigError
 TIMEOUT: Final = "x-request-timeout-seconds"
 CARRIED_TIMEOUT: Final = "x-bintally-timeout-seconds"
 """So the header above is called on its way through Ray, which would heed it; serve/app.py renames it."""
+LOG_FD: Final = 9
+"""Where HAProxy writes its log, if serve/front_process.py runs it."""
+LOOK_AT_REPLICAS_S: Final = 0.5
 MAX_HEADER_BYTES: Final = 16_384
 _ONE_PHOTO: Final = ("/v1/count", "/v1/verify")
 
@@ -115,17 +118,19 @@ def config_text(config: FrontConfig, admin_socket: Path | None = None) -> str:
 
     Args:
         config: what it should do.
-        admin_socket: unix socket by which a new process takes over the listening ports of an old one.
+        admin_socket: unix socket by which a new process takes over the listening ports of an old one, for an HAProxy
+            that serve/front_process.py runs; None for any other.
     """
     return "\n".join([*_global(config, admin_socket), *_defaults(config), *_frontend(config), *_backend(config), ""])
 
 
 def _global(config: FrontConfig, admin_socket: Path | None) -> list[str]:
     socket = [f"    stats socket {admin_socket} mode 600 level admin expose-fd listeners"] if admin_socket else []
+    log = f"fd@{LOG_FD}" if admin_socket else "stderr"
     return [
         "# Written by serve/front.py.",
         "global",
-        "    log stderr format raw local0 info info",
+        f"    log {log} format raw local0",
         f"    maxconn {config.max_connections}",
         f"    nbthread {config.num_threads}",
         f"    tune.bufsize {config.buffered_bytes}",
@@ -144,7 +149,7 @@ def _defaults(config: FrontConfig) -> list[str]:
     return [
         "defaults",
         "    mode http",
-        "    log global",
+        "    option dontlognull  # nor connections without a request",
         "    option dontlog-normal  # the replicas log what they answer; here only what went wrong",
         f"    log-format '{_log_line()}'",
         "    timeout connect 2s",
@@ -170,6 +175,7 @@ def _frontend(config: FrontConfig) -> list[str]:
         "frontend clients",
         f"    bind {_bracketed(config.host)}:{config.port}{tls}",
         f"    maxconn {config.max_connections}",
+        "    log global  # and none of the backend, which would tell of each port without a replica",
         "    http-request set-var(txn.id) uuid()",
         "    acl has_id req.hdr(x-request-id) -m reg ^[A-Za-z0-9._-]{1,64}$",
         "    http-request set-var(txn.id) req.hdr(x-request-id) if has_id",
@@ -219,6 +225,7 @@ def _rate_limit(config: FrontConfig) -> list[str]:
 def _backend(config: FrontConfig) -> list[str]:
     servers = [f"    server replica-{port} {_bracketed(config.replica_host)}:{port}" for port in config.replica_ports]
     health_path = "/-/healthz" if config.engine == "ray" else "/healthz"  # Ray's is 503 once a replica is to end
+    period = f"{LOOK_AT_REPLICAS_S * 1000:.0f}ms"
     return [
         "backend replicas",
         "    balance leastconn",
@@ -227,7 +234,7 @@ def _backend(config: FrontConfig) -> list[str]:
         "    option httpchk",
         f"    http-check send meth GET uri {health_path} ver HTTP/1.1 hdr Host front",
         "    http-check expect status 200",
-        "    default-server check inter 500ms fastinter 250ms downinter 500ms fall 2 rise 1",
+        f"    default-server check inter {period} fastinter 250ms downinter {period} fall 2 rise 1",
         f"    default-server maxconn {config.max_per_replica} observe layer4 error-limit 1 on-error mark-down",
         *servers,
     ]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from bintally.errors import ConfigError, RunError
-from serve.front import FrontConfig, config_text
+from serve.front import LOG_FD, FrontConfig, config_text
 
 LOOK_S: Final = 0.1
 """How often it is looked whether HAProxy still runs."""
@@ -27,10 +27,12 @@ DRAIN_S: Final = 20
 _START_S: Final = 10
 
 # The kernel ends the child when the thread that started it ends. Set by a small program that then becomes HAProxy: a
-# preexec_fn would run Python in a copy of this process, whose other threads may hold locks.
-_WITH_PARENT: Final = """\
+# preexec_fn would run Python in a copy of this process, whose other threads may hold locks. Told to be quiet, which
+# spares a warning for each port without a replica, HAProxy closes stderr, too; its log goes there by another number.
+_WITH_PARENT: Final = f"""\
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.dup2(2, {LOG_FD})
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """

@@ -3,7 +3,9 @@
 Replicas take requests at ports of their own (Ray's direct ingress), on the loopback; serve/front.py stands before them.
 """
 
+import http.client
 import logging
+import math
 import os
 import shutil
 import signal
@@ -11,11 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bintally.errors import BinTallyError, ConfigError, RunError
+from serve.front import LOOK_AT_REPLICAS_S
 from serve.front_process import short_temp_dir
 from serve.ports import free_port
 from serve.ray_plan import APPLICATION, DEPLOYMENT, RayPlan, deploy_config
@@ -62,7 +66,7 @@ class ServingRay:
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, BinTallyError) else error from None
         client.deploy_apps(checked)
-        _wait_until_ready(plan.num_replicas)
+        _wait_until_ready(plan)
 
 
 @contextmanager
@@ -183,7 +187,7 @@ def _load(settings: Settings) -> None:
     load_models(settings)
 
 
-def _wait_until_ready(num_replicas: int) -> None:
+def _wait_until_ready(plan: RayPlan) -> None:
     from ray import serve
 
     begun, told = time.monotonic(), ""
@@ -191,14 +195,30 @@ def _wait_until_ready(num_replicas: int) -> None:
         application = serve.status().applications[APPLICATION]
         deployment = application.deployments.get(DEPLOYMENT)
         states: Mapping[Any, int] = deployment.replica_states if deployment else {}  # by name, or by enumeration
-        line = f"{states.get('RUNNING', 0)} of {num_replicas} replicas run"
+        line = f"{states.get('RUNNING', 0)} of {plan.num_replicas} replicas run"
         if line != told:
             print(f"{line} ({time.monotonic() - begun:.0f} s)", file=sys.stderr, flush=True)
             told = line
-        if application.status == "RUNNING":
+        if application.status == "RUNNING" and _num_healthy(plan.replica_ports) >= plan.num_replicas:
+            time.sleep(2 * LOOK_AT_REPLICAS_S)  # then the front knows it, too
             return
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             message = (deployment.message if deployment else "") or application.message
             raise RunError(f"the replicas do not start: {message.strip().splitlines()[-1]}")
         time.sleep(0.2)
     raise RunError(f"the replicas did not start within {_READY_S} s")
+
+
+def _num_healthy(ports: range | None) -> float:
+    """Replicas that answer their health check, which begins some seconds after Serve calls them running."""
+    if ports is None:
+        return math.inf  # Ray Serve's own proxy sends requests to running ones
+    healthy = 0
+    for port in ports:
+        with (
+            suppress(OSError, http.client.HTTPException),
+            closing(http.client.HTTPConnection("127.0.0.1", port)) as one,
+        ):
+            one.request("GET", "/-/healthz")
+            healthy += one.getresponse().status == HTTPStatus.OK
+    return healthy

@@ -247,6 +247,21 @@ def test_no_replica_is_503_with_retry_after(front: StartFront) -> None:
     assert answer[2]["request_id"] == "mine-2"
 
 
+def test_what_went_wrong_is_a_line_of_json(
+    replica: StartReplica, front: StartFront, capfd: pytest.CaptureFixture[str]
+) -> None:
+    replica(0)
+    running = front()
+    assert ask(running)[0] == 200  # is not told of
+    ask(running, "/full", X_Request_ID="mine-3")
+    told, deadline = "", time.monotonic() + 5
+    while '"logger"' not in told and time.monotonic() < deadline:
+        time.sleep(0.05)
+        told += capfd.readouterr().err
+    (line,) = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    assert (line["request_id"], line["status"], line["logger"]) == ("mine-3", 503, "bintally.front")
+
+
 def test_each_503_of_a_replica_says_retry(replica: StartReplica, front: StartFront) -> None:
     replica(0)
     status, headers, _ = ask(front(), "/full")
