@@ -172,12 +172,12 @@ def run_local(args: StartArgs, argv: list[str]) -> None:
         return parse_args(argv).settings
 
     if not args.front:
-        print(f"serving at http://{args.host}:{args.port}", flush=True)
+        print(f"loading the model, to serve at http://{args.host}:{args.port}", flush=True)
         serve_local(args.settings, args.host, args.port, reread)
         return
     port = free_port()
     with running_front(args.front_config(range(port, port + 1))) as front:
-        print(f"serving at {front.config.url}", flush=True)
+        print(f"loading the model, to serve at {front.config.url}", flush=True)
         serve_local(args.settings, "127.0.0.1", port, reread)
 
 

@@ -78,7 +78,7 @@ def test_it_counts_reloads_its_file_and_ends(flags: list[str], tmp_path: Path) -
         wait_for_version(port, second, process)
         process.terminate()
         assert process.wait(30) == 143
-        assert process.communicate()[0] == f"serving at http://127.0.0.1:{port}\n"
+        assert process.communicate()[0] == f"loading the model, to serve at http://127.0.0.1:{port}\n"
         with pytest.raises(ConnectionRefusedError):
             count(port)
     finally:

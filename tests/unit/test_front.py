@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -484,12 +485,14 @@ def test_haproxy_ends_with_the_command_even_by_kill_9(ports: int) -> None:
     children = Path(f"/proc/{process.pid}/task").glob("*/children")
     (haproxy,) = [pid for one in children for pid in one.read_text().split()]
     assert (Path("/proc") / haproxy / "comm").read_text() == "haproxy\n"
+    arguments = (Path("/proc") / haproxy / "cmdline").read_text().split("\0")
     process.kill()
     process.communicate(timeout=10)
     deadline = time.monotonic() + 5
     while (Path("/proc") / haproxy).exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    shutil.rmtree(Path(arguments[arguments.index("-f") + 1]).parent)  # which nobody was left to remove
 
 
 @pytest.mark.parametrize(
