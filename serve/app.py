@@ -17,6 +17,7 @@ from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bintally.errors import BinTallyError, ConfigError
+from serve.front import CARRIED_TIMEOUT, TIMEOUT
 from serve.models import load_models
 from serve.predictor import Counted
 from serve.service import CounterService, Job, count_jobs
@@ -28,6 +29,7 @@ CHECKPOINT_VARIABLE: Final = "BINTALLY_CHECKPOINT"
 # slow senders at no cost; Ray's limits only have to lie above.
 MAX_ONGOING_REQUESTS: Final = 1000
 DRAIN_S: Final = 15
+_RENAMED: Final = {CARRIED_TIMEOUT.encode(): TIMEOUT.encode()}
 
 
 class LateApp:
@@ -44,6 +46,7 @@ class LateApp:
                 await send({"type": f"lifespan.{step}.complete"})
             return
         assert self.api is not None
+        scope["headers"] = [(_RENAMED.get(name, name), value) for name, value in scope["headers"]]
         await self.api(scope, receive, send)
 
 
@@ -138,3 +141,7 @@ def settings_of(args: dict[str, Any]) -> Settings:
             f" {CHECKPOINT_VARIABLE}"
         )
     return settings_from_dict(values)
+
+
+bound = deployment.bind()
+"""The application of config files, whose `user_config` has the settings; deploying others changes running replicas."""

@@ -6,10 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Where all replicas of a node keep their figures, so that any of them answers for all; unset for one process."""
@@ -24,6 +26,9 @@ class Instruments:
     """The metrics of one process."""
 
     def __init__(self) -> None:
+        if MULTIPROCESS_DIR in os.environ:
+            Path(os.environ[MULTIPROCESS_DIR]).mkdir(parents=True, exist_ok=True)
+        self._models: set[tuple[str, str, str]] = set()
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "http_requests_total", "Requests answered.", ("method", "route", "status"), registry=registry
@@ -76,7 +81,7 @@ class Instruments:
         )
         self.model = Gauge(
             "bintally_model_info",
-            "1 for each loaded model.",
+            "1 for each loaded model, 0 for one that was.",
             ("model", "version", "runtime"),
             registry=registry,
             multiprocess_mode="livemax",
@@ -86,15 +91,30 @@ class Instruments:
         """All metrics in Prometheus's text format."""
         if MULTIPROCESS_DIR not in os.environ:
             return generate_latest(self._registry)
+        forget_dead(Path(os.environ[MULTIPROCESS_DIR]))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
     def tell_models(self, models: Iterable[tuple[str, str, str]]) -> None:
         """Name, version and runtime of all models that are loaded now."""
-        self.model.clear()
-        for labels in models:
+        now = set(models)
+        for labels in self._models - now:
+            self.model.labels(*labels).set(0)  # among several processes a label cannot be taken back
+        for labels in now:
             self.model.labels(*labels).set(1)
+        self._models |= now
+
+
+def forget_dead(folder: Path) -> None:
+    """Take back what ended processes said of their present state; what they counted stays."""
+    for path in folder.glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            with suppress(FileNotFoundError):  # another replica was faster
+                mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
 
 
 class JsonLines(logging.Formatter):

@@ -21,6 +21,8 @@ SCRIPTS = (
     "train/accelerate.py",
     "tune/search.py",
     "serve/client.py",
+    "serve/start.py",
+    "serve/front.py",
     "demo.py",
 )
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}

@@ -1,0 +1,87 @@
+"""The command that starts a server in one process, alone and behind the front."""
+
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from bintally.checkpoint import load_checkpoint, save_checkpoint
+from bintally.model import build_model
+from bintally.recipes import smoke
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_checkpoint(path: Path, seed: int) -> str:
+    """Write a checkpoint; its version."""
+    torch.manual_seed(seed)
+    save_checkpoint(path, build_model(smoke().model, num_classes=smoke().data.num_classes), smoke(), {})
+    return load_checkpoint(path).version
+
+
+def count(port: int) -> dict[str, Any]:
+    """The answer to a photo."""
+    file = io.BytesIO()
+    Image.radial_gradient("L").convert("RGB").save(file, "JPEG")
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("POST", "/v1/count", file.getvalue(), {"Content-Type": "image/jpeg"})
+        response = connection.getresponse()
+        answer: dict[str, Any] = json.loads(response.read())
+        return answer
+
+
+def wait_for_version(port: int, version: str, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None
+        try:
+            if count(port).get("model", {}).get("version") == version:
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{version} did not answer")
+
+
+@pytest.mark.parametrize("flags", [["--no-front"], ["--front", "--rate-limit", "1000"]])
+def test_it_counts_reloads_its_file_and_ends(flags: list[str], tmp_path: Path) -> None:
+    first, second = (make_checkpoint(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def configure(checkpoint: str) -> None:
+        deployment = {"user_config": {"checkpoint": checkpoint}}
+        config = {"http_options": {"port": port}, "applications": [{"deployments": [deployment]}]}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+    configure("a")
+    command = [sys.executable, str(ROOT / "serve/start.py"), "--engine", "local", "--config", "config.yaml", *flags]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for_version(port, first, process)
+        configure("b")
+        process.send_signal(signal.SIGHUP)
+        wait_for_version(port, second, process)
+        process.terminate()
+        assert process.wait(30) == 143
+        assert process.communicate()[0] == f"loading the model, to serve at http://127.0.0.1:{port}\n"
+        with pytest.raises(ConnectionRefusedError):
+            count(port)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
