@@ -57,9 +57,9 @@ def main() -> None:
         "--no-final", "--run-dir", run_dir / "search")  # fmt: skip
     step("3/4 scoring the best checkpoint on the test split")
     run("train/evaluate.py", "--checkpoint", checkpoint, "--source", source, "--split", "test",
-        "--num-cpus", 2, "--run-dir", run_dir / "test")  # fmt: skip
+        "--calibrate", "--num-cpus", 2, "--run-dir", run_dir / "test")  # fmt: skip
     step("4/4 serving it and counting photos over HTTP")
-    with serving(checkpoint, run_dir / "serve.yaml") as url:
+    with serving(checkpoint, run_dir / "serve.log") as url:
         num_right = count_over_http(url, bucket, run_dir / "test" / "predictions.csv", args.num_requests)
     report(run_dir, num_right, args.num_requests, time.monotonic() - started)
 
@@ -79,21 +79,19 @@ def run(script: str, *flags: object) -> None:
 
 
 @contextmanager
-def serving(checkpoint: Path, config_path: Path) -> Iterator[str]:
-    """The Ray Serve deployment on a free port of the loopback; its URL once it is healthy."""
+def serving(checkpoint: Path, log_path: Path) -> Iterator[str]:
+    """The server on Ray Serve on a free port of the loopback; its URL once it is healthy."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    counter = {"name": "counter", "import_path": "serve.app:app", "args": {"checkpoint": str(checkpoint)}}
-    config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [counter]}
-    config_path.write_text(json.dumps(config, indent=2) + "\n")  # JSON is YAML, too
-    command = [str(Path(sys.executable).with_name("serve")), "run", str(config_path)]
-    print("$ serve run", config_path, flush=True)
-    with (config_path.with_suffix(".log")).open("wb") as log:
+    flags = ["--checkpoint", str(checkpoint), "--port", str(port)]
+    print("$ python serve/start.py", *flags, flush=True)
+    with log_path.open("wb") as log:
+        command = [sys.executable, str(ROOT / "serve/start.py"), *flags]
         server = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=heed_ctrl_c)  # noqa: S603, PLW1509
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_healthy(url, server, log_path=config_path.with_suffix(".log"))
+        wait_until_healthy(url, server, log_path)
         yield url
     finally:
         server.send_signal(signal.SIGINT)
@@ -122,18 +120,24 @@ def count_over_http(url: str, bucket: Path, predictions: Path, limit: int) -> in
     with predictions.open() as file:
         scored = list(csv.DictReader(file))
     rows = scored[:: max(1, len(scored) // limit)][:limit]  # far apart, since neighbours are often one bin
-    print("\nbin     expected  counted  probability")
+    print("\nbin     expected  counted  probability  90 % range  verdict")
     num_right = 0
     for row in rows:
         photo = (bucket / "bin-images" / f"{row['id']}.jpg").read_bytes()
-        request = urllib.request.Request(f"{url}/v1/count", photo, {"Content-Type": "image/jpeg"})  # noqa: S310
+        path = f"/v1/verify?expected_quantity={row['expected']}&bin_id={row['id']}"
+        request = urllib.request.Request(url + path, photo, {"Content-Type": "image/jpeg"})  # noqa: S310
         with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310  # our own loopback address
-            answer = json.load(response)
+            verdict = json.load(response)
+        answer = verdict["counted"]
         right = answer["count"] == int(row["expected"])
         num_right += right
         probability = answer["probabilities"][str(answer["count"])]
+        between = f"{answer['range']['low']} to {answer['range']['high']}"
         mark = "" if right else "  <- differs"
-        print(f"{row['id']:<8}{row['expected']:>8}{answer['count']:>9}{probability:>12.0%}{mark}")
+        print(
+            f"{row['id']:<8}{row['expected']:>8}{answer['count']:>9}{probability:>13.0%}{between:>12}"
+            f"  {verdict['verdict']}{mark}"
+        )
     return num_right
 
 
