@@ -13,6 +13,7 @@ BinTallyError
 │   └── ImageError               its bytes are no usable photo
 ├── WeightsError                 pretrained weights cannot be loaded
 ├── CheckpointError              a checkpoint folder is missing, damaged or does not fit
+├── ExportError                  a network cannot be written as an ONNX graph, or not in 8 bits
 ├── ClusterTooSmallError         the cluster can never run what was asked for
 └── RunError                     a training or search run ended without a result
 """
@@ -76,6 +77,10 @@ class WeightsError(BinTallyError):
 
 class CheckpointError(BinTallyError):
     """A checkpoint folder is missing, damaged or does not fit its config."""
+
+
+class ExportError(BinTallyError):
+    """A network cannot be written as an ONNX graph, or not in 8 bits."""
 
 
 class ClusterTooSmallError(BinTallyError):

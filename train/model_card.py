@@ -48,6 +48,7 @@ other answer, also where there are more.
 
 `python train/evaluate.py --checkpoint THIS_FOLDER --split test` scores it on photos that chose nothing;
 with `--calibrate` it also fits how far the probabilities can be trusted (calibration.json).
+`python train/accelerate.py --checkpoint THIS_FOLDER` makes and checks graphs that count faster on CPUs.
 
 ## What to know before you trust it
 

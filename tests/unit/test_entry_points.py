@@ -18,6 +18,7 @@ SCRIPTS = (
     "data/report.py",
     "train/fit.py",
     "train/evaluate.py",
+    "train/accelerate.py",
     "tune/search.py",
     "demo.py",
 )
@@ -58,6 +59,8 @@ def test_help_comes_without_heavy_imports_and_leaves_nothing(script: str, tmp_pa
         ("train/fit.py", ["--max-count", "0"], "max_count"),
         ("train/fit.py", ["--max-dropped", "lots"], "max_dropped"),
         ("train/evaluate.py", ["--checkpoint", "absent", "--cache-gb", "0"], "cache_gb"),
+        ("train/accelerate.py", ["--checkpoint", "absent", "--max-dropped", "lots"], "max_dropped"),
+        ("train/accelerate.py", ["--checkpoint", "absent"], "no checkpoint at absent"),
         ("tune/search.py", ["--max-dropped", "200%"], "max_dropped"),
         ("train/fit.py", ["--checkpoint-s", "nan"], "checkpoint_s"),
         ("train/fit.py", ["--set", "optim.momentum=0.9"], "optim.momentum"),
