@@ -28,8 +28,8 @@ METHOD: Final = (
     " anew in each; the best of each figure over the rounds counts. cpu_ms: user and system time of all processes of"
     " the server per answer 2xx, idle work included. rss_mb: memory of the same, shared pages counted once (Pss), after"
     " the last measurement, the most of the rounds. start_s: from the command to the first answer. others_cores: cores"
-    " busy with anything but server and load; much above 0.2, the figures are not to be trusted. loop: decode and count in"
-    " one thread without a server, batches of 1 beside c1 and of 8 beside the others: the limit. bintally: Ray Serve"
+    " busy with anything but server and load; much above 0.2, the figures are not to be trusted. loop: decode and count"
+    " in one thread without a server, batches of 1 beside c1 and of 8 beside the others: the limit. bintally: Ray Serve"
     " behind our HAProxy; _local: the engine of one process; _ray_proxy and _ray_haproxy: Ray Serve behind Ray's own"
     " ingress. Ours are started with --max-in-flight 256."
 )
