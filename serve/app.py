@@ -8,7 +8,9 @@ The arguments are the fields of serve.settings.Settings; BINTALLY_CHECKPOINT nam
 reach the replicas as Serve's user_config, so that deploying other ones swaps models in running replicas.
 """
 
+import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -60,6 +62,9 @@ class BinCounter:
         torch.set_num_threads(1)  # replicas are the unit of scale; spinning OpenMP threads starve each other
         log_json()
         self._instruments = Instruments()
+        # One thread that stays: Starlette's pool ends its threads with the task that used them, and Serve has a task
+        # per batch, so each batch would pay for a new thread and for what ONNX Runtime and PyTorch set up in it.
+        self._counting = ThreadPoolExecutor(1, "count")
         self._service: CounterService | None = None
         self._app = LateApp()
 
@@ -100,7 +105,7 @@ class BinCounter:
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0)
     async def _count_batch(self, jobs: list[Job]) -> list[Counted]:
-        return await run_in_threadpool(count_jobs, jobs, self._instruments)
+        return await asyncio.get_running_loop().run_in_executor(self._counting, count_jobs, jobs, self._instruments)
 
 
 deployment = serve.deployment(

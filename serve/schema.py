@@ -163,7 +163,7 @@ class Live(BaseModel):
 
 
 class Ready(Live):
-    """A loaded model has answered a probe photo within the last second."""
+    """The first model has counted a photo within the last second: a client's, or else a probe."""
 
     model: ModelName
 

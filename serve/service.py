@@ -22,7 +22,7 @@ from serve.settings import DEFAULT_MODEL, Settings, read_tokens
 from serve.telemetry import Instruments, server_log
 
 NUM_DECODERS = 2  # a photo of 25 MP takes up to 100 MB while it is decoded
-READY_FOR_S = 1.0  # so long the answer to a probe holds
+READY_FOR_S = 1.0  # so long an answer shows that the first model counts
 LOOK_AGAIN_S = 0.01  # an audit that found no room
 
 
@@ -83,7 +83,7 @@ class CounterService:
         self.background: set[asyncio.Task[None]] = set()
         """Work that no request waits for."""
         self._num_in_flight = 0
-        self._probed_until = 0.0
+        self._ready_until = 0.0
         self._adopt(settings, models)
 
     def _adopt(self, settings: Settings, models: dict[str, Predictor]) -> None:
@@ -91,7 +91,7 @@ class CounterService:
         self.settings = settings
         self.models = models
         self.bodies.timeout_s = settings.body_timeout_s
-        self._probed_until = 0.0
+        self._ready_until = 0.0
         self.instruments.tell_models((name, one.version, one.runtime.name) for name, one in models.items())
         for name, one in models.items():
             fields = {"model": name, "version": one.version, "runtime": one.runtime.name, "why": one.runtime.reason}
@@ -202,6 +202,8 @@ class CounterService:
         decoded = time.perf_counter()
         counted = await self.engine(Job(predictor, photo))
         ended = time.perf_counter()
+        if predictor is self.models[DEFAULT_MODEL]:
+            self._ready_until = time.monotonic() + READY_FOR_S
         self.instruments.stage_seconds.labels("decode").observe(decoded - begun)
         self.instruments.stage_seconds.labels("count").observe(ended - decoded)
         return Answer(
@@ -235,16 +237,15 @@ class CounterService:
         self.instruments.shadowed.labels(str(other.count == count).lower()).inc()
 
     async def check_ready(self) -> None:
-        """Let the first model count a probe photo, the way of every other photo; its answer holds for a second.
+        """Let the first model count a probe photo, the way of every other photo, if it has answered none for a second.
 
         Raises:
             CheckpointError: it does not answer with probabilities.
         """
-        if time.monotonic() < self._probed_until:
+        if time.monotonic() < self._ready_until:
             return
         predictor = self.models[DEFAULT_MODEL]
         await self._count(probe_photo(), DEFAULT_MODEL, predictor)
-        self._probed_until = time.monotonic() + READY_FOR_S
 
     async def close(self) -> None:
         """End the threads."""

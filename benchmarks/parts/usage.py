@@ -43,7 +43,7 @@ def watch_memory(root: int, *, period_s: float = 0.5) -> Iterator[list[float]]:
 
     def watch() -> None:
         while not stop.wait(period_s):
-            samples.append(_resident_mb(root))
+            samples.append(resident_mb(root))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -54,7 +54,7 @@ def watch_memory(root: int, *, period_s: float = 0.5) -> Iterator[list[float]]:
         thread.join()
 
 
-def _resident_mb(root: int) -> float:
+def resident_mb(root: int) -> float:
     """Pss: a page that processes share, as Ray's object store, is divided among them, so that it counts once."""
     total_kb = 0
     for pid in family(root):

@@ -338,3 +338,30 @@ def test_a_token_file_without_tokens(tmp_path: Path, content: str | None) -> Non
         path.write_text(content)
     with pytest.raises(ConfigError, match="token_file"):
         read_tokens(str(path))
+
+
+def test_no_probe_is_counted_while_photos_are(checkpoints: dict[str, str]) -> None:
+    async def run() -> list[int]:
+        async with running(Settings(checkpoint=checkpoints["first"], models={"other": checkpoints["second"]})) as (
+            client,
+            service,
+        ):
+            jobs: list[Job] = []
+            engine = service.engine
+            assert engine is not None
+
+            async def note(job: Job) -> Counted:
+                jobs.append(job)
+                return await engine(job)
+
+            service.engine = note
+            sizes = []
+            for path in ("/v1/count?model=other", "/readyz", "/readyz"):
+                assert (await (count(client, path) if "count" in path else client.get(path))).status_code == 200
+                sizes.append(len(jobs))
+            await service.reload(service.settings)  # what answered before says nothing of what is loaded now
+            await count(client)
+            assert (await client.get("/readyz")).status_code == 200
+            return [*sizes, len(jobs)]
+
+    assert asyncio.run(run()) == [1, 2, 2, 3]
