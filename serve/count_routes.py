@@ -26,7 +26,7 @@ PHOTO_PROBLEMS: Final = (*BODY_PROBLEMS, "truncated_image", "absurd_dimensions",
 ModelQuery = Annotated[str | None, Query(description="Name of a model; GET /v1/models lists them.")]
 TimeoutHeader = Annotated[
     float | None,
-    Header(alias="X-Request-Timeout-Seconds", ge=0.01, description="Answer within so many seconds; 504 if not."),
+    Header(alias="X-Request-Timeout-Seconds", gt=0, description="Answer within so many seconds; 504 if not."),
 ]
 ExpectedQuery = Annotated[
     int | None, Query(ge=0, le=MAX_EXPECTED, description="What the record says; needed beside a bare photo.")

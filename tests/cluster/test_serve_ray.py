@@ -268,7 +268,8 @@ def test_tls_and_a_rate_limit_before_the_same_replicas(server: Server, tmp_path:
         client = Client(port, ssl.create_default_context(cafile=str(pem)))
         answers = [client.ask("/v1/count", PHOTO) for _ in range(12)]
     assert answers[0].status == 200
-    assert set(statuses(answers)) == {200, 429}
+    # 0: what is refused before all of its body has come may end the connection before the client has read the answer.
+    assert set(statuses(answers)) - {0} == {200, 429}
     assert {one.retry_after for one in answers if one.status == 429} == {"1"}
 
 

@@ -425,6 +425,7 @@ def test_a_token_is_asked_for_and_never_stored(open_page: OpenPage, checkpoint_d
 
 def test_with_the_keyboard_alone(open_page: OpenPage, predictor: Predictor) -> None:
     page = open_page()
+    page.on("filechooser", lambda _: None)  # from now on Chromium is told not to show one; a moment too late is never
     page.keyboard.press("Tab")
     expect(page.get_by_label("Choose photos")).to_be_focused()
     ring = page.locator("label[for=photos]").evaluate("label => getComputedStyle(label).outlineStyle")

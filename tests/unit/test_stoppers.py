@@ -78,7 +78,7 @@ def test_a_resumed_search_goes_on_counting(tmp_path: Path) -> None:
 def test_what_tune_has_stored_is_the_newest_one_of_this_process(tmp_path: Path) -> None:
     old = EndTrials(BudgetConfig(trials=9, epochs=1), tmp_path / TRIALS_FILE)
     assert old("a", result(1))
-    stored = pickle.dumps({"stopper": old, "generator": ListedPoints([], 1, old)})
+    stored = pickle.dumps({"stopper": old, "generator": ListedPoints([], 1, old, 0)})
     new = EndTrials(BudgetConfig(trials=9, epochs=1), tmp_path / TRIALS_FILE)
     restored = pickle.loads(stored)  # noqa: S301  # our own
     assert restored["stopper"] is new
@@ -99,7 +99,7 @@ def test_a_diverged_trial_ends_even_if_it_is_the_first_at_its_rung(tmp_path: Pat
 
 def test_no_trial_begins_on_a_spent_budget(tmp_path: Path) -> None:
     end = EndTrials(BudgetConfig(trials=2, epochs=1), tmp_path / TRIALS_FILE)
-    generators = ListedPoints([{LR: 0.1}], 1, end), SuggestedPoints(build_searcher(config_of()), 1, end)
+    generators = ListedPoints([{LR: 0.1}], 1, end, 0), SuggestedPoints(build_searcher(config_of()), 1, end)
     assert not generators[0].is_finished()
     end("a", result(1))
     for generator in generators:
@@ -109,10 +109,10 @@ def test_no_trial_begins_on_a_spent_budget(tmp_path: Path) -> None:
 
 def test_points_that_are_left_are_in_the_state_that_tune_stores(tmp_path: Path) -> None:
     end = EndTrials(NO_LIMIT, tmp_path / TRIALS_FILE)
-    state = ListedPoints([{LR: 0.1}, {LR: 0.2}], 1, end).get_state()
+    state = ListedPoints([{LR: 0.1}, {LR: 0.2}], 1, end, 0).get_state()
     assert state["_points_to_evaluate"] == [{LR: 0.1}, {LR: 0.2}]
     assert "end" not in state
-    other = ListedPoints([], 1, end)
+    other = ListedPoints([], 1, end, 0)
     other.set_state(state | {"_finished": True})  # by a budget that the resumed search has anew
     assert not other.is_finished()
 
