@@ -19,6 +19,7 @@ from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bintally.errors import BinTallyError, ConfigError
+from serve.batcher import MicroBatcher
 from serve.front import CARRIED_TIMEOUT, TIMEOUT
 from serve.models import load_models
 from serve.predictor import Counted
@@ -54,7 +55,7 @@ class LateApp:
 
 @serve.ingress()
 class BinCounter:
-    """A replica: the application over its own models, with Serve's batching."""
+    """A replica: the application over its own models."""
 
     def __init__(self) -> None:
         import torch
@@ -62,9 +63,8 @@ class BinCounter:
         torch.set_num_threads(1)  # replicas are the unit of scale; spinning OpenMP threads starve each other
         log_json()
         self._instruments = Instruments()
-        # One thread that stays: Starlette's pool ends its threads with the task that used them, and Serve has a task
-        # per batch, so each batch would pay for a new thread and for what ONNX Runtime and PyTorch set up in it.
         self._counting = ThreadPoolExecutor(1, "count")
+        self._batcher = MicroBatcher(self._count_batch, max_size=1)  # not Serve's: docs/decisions/0008
         self._service: CounterService | None = None
         self._app = LateApp()
 
@@ -80,9 +80,7 @@ class BinCounter:
         from serve.api import build_api
 
         settings = settings_from_dict(user_config)
-        batching: Any = self._count_batch  # the decorator adds methods that types do not know
-        batching.set_max_batch_size(settings.max_batch_size)
-        batching.set_batch_wait_timeout_s(settings.batch_wait_s)
+        self._batcher.max_size, self._batcher.max_wait_s = settings.max_batch_size, settings.batch_wait_s
         if self._service is not None:
             try:
                 await self._service.reload(settings)
@@ -91,7 +89,7 @@ class BinCounter:
             return
         models = await run_in_threadpool(load_models, settings)
         self._service = CounterService(settings, models, self._instruments)
-        self._service.engine = self._count_one
+        self._service.engine = self._batcher
         self._app.api = build_api(self._service)
 
     async def check_health(self) -> None:
@@ -99,11 +97,6 @@ class BinCounter:
         if self._service is not None:
             await self._service.check_ready()
 
-    async def _count_one(self, job: Job) -> Counted:
-        counted: Counted = await self._count_batch(job)
-        return counted
-
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0)
     async def _count_batch(self, jobs: list[Job]) -> list[Counted]:
         return await asyncio.get_running_loop().run_in_executor(self._counting, count_jobs, jobs, self._instruments)
 

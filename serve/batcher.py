@@ -33,8 +33,8 @@ class MicroBatcher(Generic[Job, Result]):
             max_wait_s: how long the first job of a batch waits for others.
         """
         self._run = run
-        self._max_size = max_size
-        self._max_wait_s = max_wait_s
+        self.max_size = max_size
+        self.max_wait_s = max_wait_s
         self._queue: asyncio.Queue[_Waiting[Job, Result]] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
@@ -81,11 +81,11 @@ class MicroBatcher(Generic[Job, Result]):
     async def _gather(self) -> list[_Waiting[Job, Result]]:
         """The next batch, without callers that have gone."""
         batch = [await self._queue.get()]
-        if self._max_wait_s and self._queue.qsize() + 1 < self._max_size:
+        if self.max_wait_s and self._queue.qsize() + 1 < self.max_size:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._max_wait_s):
-                    while len(batch) < self._max_size:
+                async with asyncio.timeout(self.max_wait_s):
+                    while len(batch) < self.max_size:
                         batch.append(await self._queue.get())
-        while len(batch) < self._max_size and not self._queue.empty():
+        while len(batch) < self.max_size and not self._queue.empty():
             batch.append(self._queue.get_nowait())
         return [one for one in batch if not one.answer.done()]
