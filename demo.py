@@ -7,7 +7,6 @@ import csv
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+
+from bintally.ports import free_port
 
 ROOT = Path(__file__).resolve().parent
 START_TIMEOUT_S = 120
@@ -81,9 +82,7 @@ def run(script: str, *flags: object) -> None:
 @contextmanager
 def serving(checkpoint: Path, log_path: Path) -> Iterator[str]:
     """The server on Ray Serve on a free port of the loopback; its URL once it is healthy."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = ["--checkpoint", str(checkpoint), "--port", str(port)]
     print("$ python serve/start.py", *flags, flush=True)
     with log_path.open("wb") as log:

@@ -98,8 +98,9 @@ class ResultsArgs:
 
 def run_all(args: ResultsArgs, abid_dir: Path, out: Path) -> dict[str, Any]:
     """All runs that are not done yet; what results.json holds."""
-    from benchmarks.parts.abid_folder import class_mix, link_bucket
+    from benchmarks.parts.abid_folder import class_mix, counts_by_split, link_bucket, source_mix
     from benchmarks.parts.pretraining import pretrain
+    from benchmarks.parts.result_controls import file_size_figures
     from data.progress import say
     from train.published import compare_published
 
@@ -108,14 +109,17 @@ def run_all(args: ResultsArgs, abid_dir: Path, out: Path) -> dict[str, Any]:
     if any(row.after_synthetic for row in plans):
         pretrain(out / PRETRAINING, quick=args.quick, use_gpu=args.use_gpu)
     data = bucket.data(QUICK_IMAGES if args.quick else None)
-    mix, machine = class_mix(data), _machine(args.use_gpu)
+    counts, machine = counts_by_split(data), _machine(args.use_gpu)
+    mix = class_mix(counts)
     say(f"{sum(map(len, plans.values()))} runs in {out}")
     return {
         "command": shlex.join(["python", "benchmarks/results.py", *sys.argv[1:]]),
         "quick": args.quick,
         "photos": bucket.describe(),
         "rows": [_run_row(row, planned, args.weights, machine) for row, planned in plans.items()],
+        "file_size": file_size_figures(counts, bucket.photos_dir),
         "mix": mix,
+        "sources": {split: source_mix(ids, bucket.photos_dir) for split, ids in counts.items()},
         "published": compare_published(data, "test", sum(mix["test"].values())),
     }
 

@@ -7,10 +7,13 @@ signature. The folder is listed once, at the start. Bodies come from memory, up 
 misbehaves on purpose, see benchmarks/parts/faults.py:
 
     python benchmarks/s3_server.py --folder /tmp/bins --slow-down-rate 0.1 --stall-rate 0.01
+
+From one SIGUSR1 to the next, all answers are 503.
 """
 
 import asyncio
 import hashlib
+import signal
 import socket
 import struct
 from bisect import bisect_left, bisect_right
@@ -91,11 +94,24 @@ class Folder:
         return entry
 
 
+class Outage:
+    """Whether nobody gets an object now."""
+
+    on = False
+
+    def turn(self) -> None:
+        """Begin one, or end it."""
+        self.on = not self.on
+
+
 class Connection(asyncio.Protocol):
     """One kept-alive connection; requests have no body and are answered in order, each after the latency."""
 
-    def __init__(self, folder: Folder, bucket: str, latency_s: float, plan: FaultPlan | None = None) -> None:
-        self._folder, self._bucket, self._latency_s, self._plan = folder, bucket, latency_s, plan
+    def __init__(
+        self, folder: Folder, bucket: str, latency_s: float, outage: Outage, plan: FaultPlan | None = None
+    ) -> None:
+        self._folder, self._bucket, self._latency_s = folder, bucket, latency_s
+        self._outage, self._plan = outage, plan
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
@@ -136,7 +152,7 @@ class Connection(asyncio.Protocol):
         request, *lines = head.split("\r\n")
         method, target, _ = request.split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        fault = self._plan.next_fault(target) if self._plan else None
+        fault = Fault.SLOW_DOWN if self._outage.on else self._plan.next_fault(target) if self._plan else None
         answer = answer_request(self._folder, self._bucket, method, target, headers.get("range"))
         if fault is not None:
             answer = _spoil(answer, fault)
@@ -232,8 +248,10 @@ async def serve(args: ServerArgs) -> None:
     """Serve until cancelled; prints the endpoint as soon as it listens."""
     folder = Folder(args.folder, args.cache_mb * 2**20)
     plan = FaultPlan(args.faults) if any(rate for _, rate in args.faults.rates) else None
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(folder, args.bucket, args.latency_ms / 1000, plan), "127.0.0.1", args.port
+    loop, outage = asyncio.get_running_loop(), Outage()
+    loop.add_signal_handler(signal.SIGUSR1, outage.turn)
+    server = await loop.create_server(
+        lambda: Connection(folder, args.bucket, args.latency_ms / 1000, outage, plan), "127.0.0.1", args.port
     )
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     if not args.quick:

@@ -1,6 +1,7 @@
-"""A search with ASHA beside a full grid and beside random trials run to their end, on drawn bins.
+"""A search with ASHA beside a full grid, random trials run to their end, and two reports' searches, on drawn bins.
 
-python benchmarks/search.py                # some fifteen minutes on two cores
+python benchmarks/search.py                # some half an hour on two cores
+python benchmarks/search.py --only asha capstone_b
 python benchmarks/search.py --quick
 python benchmarks/search.py --json search.json --keep runs/bench-search    # leaves the searches' reports there
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from bintally.cli import readable_errors
 from bintally.errors import RunError
@@ -23,18 +24,25 @@ if TYPE_CHECKING:
     from tune.trials import TrialView
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-ROWS: Final = ("grid", "random", "asha")
+Row = Literal["grid", "random", "asha", "capstone_a", "capstone_b"]
+ROWS: Final[tuple[Row, ...]] = get_args(Row)
 BATCH_SIZES: Final = ("16", "32", "64")
 FINAL_SEEDS: Final = 3
+CPUS_OF_A_TRIAL: Final = 2
 SHARE: Final = 3  # random and asha have one in so many of the grid's epochs
 METHOD: Final = (
     "tune/search.py on one bucket of drawn bins over the same bounds of learning rate and the same batch sizes. grid:"
     " every point, to its end. random and asha: a third of the grid's epochs in all; random runs trials to their end,"
-    " asha has as many trials as the grid and stops early. best_metric: lowest validation NLL of any trial, a lucky"
-    " draw among many. final_nll and final_std: mean and standard deviation of the lowest NLL when the best point is"
-    " trained in full by three seeds. busy_share: share of the slots for trials that were held while trials waited."
-    " epoch_share: share of the slots' time, from begin to end, that was spent in epochs. start_s: mean seconds from a"
-    " trial's slot to its first epoch. wall_s: from the search's begin to the last trial's end."
+    " asha has as many trials as the grid and stops early. capstone_a, capstone_b: reports' searches, as --preset, with"
+    " their own bounds, sizes, epochs and objective and the default number of trials, each to its end; an epoch of"
+    " capstone_b visits a tenth of the rows. passes: epochs, each as the share of the rows that it visits. best_metric:"
+    " validation NLL of the best epoch of any trial, a lucky draw among many. final_nll and final_std: mean and"
+    " standard deviation of the lowest NLL when the best point is trained by three seeds for all of its epochs, of all"
+    " rows each."
+    " busy_share: share of the slots for trials that were held while trials waited; a slot is held from a trial's turn"
+    " to its end, the start of its workers included. epoch_share: share of the slots' time, from begin to end, that was"
+    " spent in epochs. start_s: mean seconds from a trial's slot to its first epoch. wall_s: from the search's begin to"
+    " the last trial's end."
 )
 
 
@@ -52,6 +60,8 @@ class SearchBenchArgs:
     """Learning rates of the grid."""
     num_cpus: int = 4
     """Logical CPUs: two trials at a time."""
+    only: tuple[Row, ...] = ROWS
+    """Rows to measure."""
     quick: bool = False
     """Few bins, few epochs: shows that it runs, not how well."""
     json: Path | None = None
@@ -64,18 +74,24 @@ class SearchBenchArgs:
         """Of all points of the grid."""
         return self.lr_steps * len(BATCH_SIZES) * self.max_epochs
 
-    def flags(self, row: str) -> list[str]:
+    def flags(self, row: Row) -> list[str]:
         """What a row adds to the common flags of its search."""
+        if row.startswith("capstone"):
+            return ["--preset", row.replace("_", "-"), *(["--num-trials", "2"] if self.quick else [])]
+        return ["--max-epochs", str(self.max_epochs), "--batch-sizes", *BATCH_SIZES, *self._ours(row)]
+
+    def _ours(self, row: Row) -> list[str]:
         budget = self.grid_epochs // SHARE
         if row == "grid":
             return ["--sampler", "grid", "--grid-steps", str(self.lr_steps), "--no-asha"]
         if row == "random":
             return ["--num-trials", str(budget // self.max_epochs), "--no-asha"]
         num_trials = self.grid_epochs // self.max_epochs
+        budget -= self.num_cpus // CPUS_OF_A_TRIAL - 1  # the other trials end their epochs after it is spent
         return ["--num-trials", str(num_trials), "--max-total-epochs", str(budget)]
 
 
-def run_search(args: SearchBenchArgs, bucket: Path, run_dir: Path, row: str) -> dict[str, Any]:
+def run_search(args: SearchBenchArgs, bucket: Path, run_dir: Path, row: Row) -> dict[str, Any]:
     """One search, as a person would start it; its figures.
 
     Raises:
@@ -85,8 +101,7 @@ def run_search(args: SearchBenchArgs, bucket: Path, run_dir: Path, row: str) -> 
     from tune.trials import follow_trials
 
     command = [sys.executable, str(ROOT / "tune/search.py"), "--recipe", "demo", "--source", f"file://{bucket}"]
-    command += ["--image-size", str(args.image_size), "--max-epochs", str(args.max_epochs)]
-    command += ["--batch-sizes", *BATCH_SIZES, "--num-cpus", str(args.num_cpus), "--run-dir", str(run_dir)]
+    command += ["--image-size", str(args.image_size), "--num-cpus", str(args.num_cpus), "--run-dir", str(run_dir)]
     command += ["--final-seeds", str(FINAL_SEEDS)]
     run_dir.mkdir(parents=True)
     with (run_dir / "search.log").open("w") as log:
@@ -101,8 +116,10 @@ def run_search(args: SearchBenchArgs, bucket: Path, run_dir: Path, row: str) -> 
     trials = follow_trials(read_records(run_dir / TRIALS_FILE), events)
     wall_s = max(event.at for event in events) - min(event.at for event in events)
     spread = results["final"]["val"]["nll"]
+    fraction = json.loads((run_dir / "search.json").read_text())["recipe"]["epoch_fraction"]
     return {
         "epochs": results["epochs_run"],
+        "passes": round(fraction * results["epochs_run"], 1),
         "trials": results["num_begun"],
         "best_metric": round(results["best"]["val_nll"], 4),
         "busy_share": None if results["busy_share"] is None else round(results["busy_share"], 3),
@@ -133,8 +150,8 @@ def measure_all(args: SearchBenchArgs, folder: Path) -> dict[str, dict[str, Any]
 
     bucket = folder / "bucket"
     write_bucket(SyntheticConfig(num_bins=args.num_bins, out=str(bucket), num_workers=2))
-    rows = {}
-    for row in ROWS:
+    rows: dict[str, dict[str, Any]] = {}
+    for row in args.only:
         say(f"{row}: logs in {folder / row}")
         rows[row] = run_search(args, bucket, folder / row, row)
     return rows
@@ -142,13 +159,12 @@ def measure_all(args: SearchBenchArgs, folder: Path) -> dict[str, dict[str, Any]
 
 def format_rows(rows: dict[str, dict[str, Any]]) -> str:
     """For people."""
-    lines = [
-        f"{'row':<8}{'trials':>8}{'epochs':>8}{'best NLL':>10}{'final NLL':>18}{'busy':>7}{'start s':>9}{'wall s':>8}"
-    ]
+    head = f"{'row':<12}{'trials':>7}{'epochs':>8}{'passes':>8}{'best NLL':>10}{'final NLL':>18}"
+    lines = [f"{head}{'busy':>7}{'start s':>9}{'wall s':>8}"]
     for name, row in rows.items():
         busy = "-" if row["busy_share"] is None else f"{row['busy_share']:.0%}"
         lines.append(
-            f"{name:<8}{row['trials']:>8}{row['epochs']:>8}{row['best_metric']:>10.3f}"
+            f"{name:<12}{row['trials']:>7}{row['epochs']:>8}{row['passes']:>8.1f}{row['best_metric']:>10.3f}"
             f"{row['final_nll']:>10.3f} ± {row['final_std']:.3f}{busy:>7}{row['start_s']:>9.1f}{row['wall_s']:>8.0f}"
         )
     return "\n".join(lines)
@@ -163,7 +179,7 @@ def main() -> None:
     with readable_errors():
         args = tyro.cli(partial(SearchBenchArgs), description=__doc__)
         if args.quick:
-            args = replace(args, num_bins=300, image_size=32, max_epochs=3, lr_steps=1)
+            args = replace(args, num_bins=400, image_size=32, max_epochs=3, lr_steps=1)  # capstone_b: batches of 128
         from benchmarks.parts.report import describe_machine
 
         machine = describe_machine()

@@ -22,6 +22,8 @@ from bintally.scores import MIN_PROBABILITY, Counts, Probabilities, nll_of
 from bintally.verify import VerifyThresholds
 
 COVERAGES: Final = (0.8, 0.9, 0.95)
+TOLD: Final = "0.9"
+"""Coverage of the range that is told with a count, and outside of which no record is called a match."""
 MAX_SCALE: Final = 20.0  # temperatures lie in 1/20..20
 _STEPS: Final = 40  # of the golden section: the temperature to 8 digits, more than its probabilities have
 
@@ -52,6 +54,8 @@ class Calibration:
             raise ValueError(f"temperature must be above 0 and finite, not {self.temperature}")
         if not all(0 <= threshold <= 1 for threshold in self.thresholds.values()):
             raise ValueError(f"thresholds must lie in 0..1, not {self.thresholds}")
+        if TOLD not in self.thresholds:
+            raise ValueError(f"thresholds must hold one for {TOLD!r}, not {sorted(self.thresholds)} alone")
 
     def apply(self, probabilities: Probabilities) -> Probabilities:
         """The calibrated probabilities; the most probable count stays the same."""

@@ -28,8 +28,7 @@ class ModelConfig:
     backbone: str
     """`small_cnn`, or a classification model of torchvision, as `resnet34`."""
     weights: str | None = None
-    """None trains from scratch; else a name of the backbone's torchvision enum (`IMAGENET1K_V1`), a local file, or a
-    checkpoint folder of the same backbone."""
+    """None trains from scratch; else a name of the backbone's torchvision enum, a file, or a checkpoint of it."""
     head: Head = "softmax"
     """What the outputs mean: softmax (a logit per count), corn and cumulative_link (ordinal: logits of "more than k"),
     or regression (a location with a fitted spread)."""
@@ -153,8 +152,7 @@ class ComputeConfig:
     compile: bool = False
     """torch.compile the network: some minutes at the start, faster steps after."""
     micro_batch_size: int | None = None
-    """Photos that one worker takes through the network at once; gradients of a larger batch are accumulated.
-    None takes its whole part of the global batch."""
+    """Photos that one worker takes through the network at once, accumulating gradients; None takes all it has."""
     fit_memory: bool = False
     """Halve the micro-batch until it fits into every worker's memory. Batch norms see fewer photos at once then."""
 
@@ -193,6 +191,8 @@ class Recipe:
     """Share of the training rows that one epoch visits: a fresh one each epoch until all were visited."""
     balanced: bool = False
     """Visit every count equally often in an epoch: rare ones several times, frequent ones in part."""
+    allow_empty_counts: bool = False
+    """Train even if a count has no training row, as 0 in lists of bins that hold something."""
     seed: int = 0
     """Seeds the weights and the order of the rows."""
 
@@ -274,14 +274,24 @@ def read_recipe(path: Path) -> Recipe:
         ConfigError: the file cannot be read, is not JSON, or is not a recipe.
     """
     try:
-        values = json.loads(path.read_bytes())
+        return parse_recipe(path.read_bytes(), origin=str(path))
     except FileNotFoundError:
         raise ConfigError(f"no recipe file at {path}") from None
     except OSError as error:
         raise ConfigError(f"recipe file {path} cannot be read: {error}") from None
+
+
+def parse_recipe(content: bytes, *, origin: str) -> Recipe:
+    """The recipe of such a file's content.
+
+    Raises:
+        ConfigError: it is not JSON, or not a recipe; the message names the origin.
+    """
+    try:
+        values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    return recipe_from_dict(values, origin=str(path))
+        raise ConfigError(f"{origin} is not JSON: {error}") from None
+    return recipe_from_dict(values, origin=origin)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

@@ -16,6 +16,8 @@ BinTallyError
 ├── ExportError                  a network cannot be written as an ONNX graph, or not in 8 bits
 ├── ClusterTooSmallError         the cluster can never run what was asked for
 ├── ServerError                  a BinTally server refuses, or cannot be reached
+├── AwsError                     AWS refuses a call, fails at it, or cannot be reached
+│   └── AwsNotFoundError         what a call names is not there
 └── RunError                     a training or search run ended without a result
 """
 
@@ -90,6 +92,24 @@ class ClusterTooSmallError(BinTallyError):
 
 class ServerError(BinTallyError):
     """A BinTally server refuses, or cannot be reached."""
+
+
+class AwsError(BinTallyError):
+    """AWS refuses a call, fails at it, or cannot be reached.
+
+    Attributes:
+        code: AWS's name for the error (`ResourceLimitExceeded`), or that of the client's exception.
+        model_status: HTTP status of a hosted model that refused a request.
+    """
+
+    def __init__(self, message: str, code: str = "", model_status: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.model_status = model_status
+
+
+class AwsNotFoundError(AwsError):
+    """What a call names is not there."""
 
 
 class RunError(BinTallyError):

@@ -25,6 +25,7 @@ MIN_SIDE = 16
 MAX_SIDE = 10_000
 MAX_PIXELS = 25_000_000
 MAX_SCANS = 100  # a progressive JPEG can repeat its last scan to burn CPU
+MAX_SCAN_PIXELS = 10 * MAX_PIXELS  # of all scans, for the same reason; encoders make ten of a photo
 MAX_SEGMENTS = 5_000  # cameras write some tens; millions of empty ones would take seconds to walk
 BORDER_GREY: Final = 114  # beside a letterboxed photo; the usual grey, near the mean of natural photos
 
@@ -92,8 +93,11 @@ def check_header(data: bytes) -> tuple[int, int]:
             "absurd_dimensions",
             f"{width}x{height}; sides must lie in {MIN_SIDE}..{MAX_SIDE} with {MAX_PIXELS // 10**6} MP at most",
         )
-    if data.startswith(_JPEG_MAGIC) and _has_too_many_scans(data):
-        raise ImageError("absurd_dimensions", f"more than {MAX_SCANS} scans, or {MAX_SEGMENTS} segments")
+    max_scans = min(MAX_SCANS, MAX_SCAN_PIXELS // (width * height))
+    if data.startswith(_JPEG_MAGIC) and _has_too_many_scans(data, max_scans):
+        raise ImageError(
+            "absurd_dimensions", f"more than {max_scans} scans of {width}x{height}, or {MAX_SEGMENTS} segments"
+        )
     return width, height
 
 
@@ -114,14 +118,14 @@ def _read_size(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _has_too_many_scans(jpeg: bytes) -> bool:
-    """Whether a decoder would meet more than MAX_SCANS scans, whatever the kind of JPEG.
+def _has_too_many_scans(jpeg: bytes, max_scans: int) -> bool:
+    """Whether a decoder would meet more than so many scans, whatever the kind of JPEG.
 
     Every scan begins with the two bytes of its marker, so their number is a bound that costs 0.01 ms for a usual photo.
     Only when they are many, as in a thumbnail or a comment, the segments are walked as a decoder walks them.
     """
     codes = np.frombuffer(jpeg, np.uint8)
-    if np.count_nonzero((codes[:-1] == _START_OF_SCAN[0]) & (codes[1:] == _START_OF_SCAN[1])) <= MAX_SCANS:
+    if np.count_nonzero((codes[:-1] == _START_OF_SCAN[0]) & (codes[1:] == _START_OF_SCAN[1])) <= max_scans:
         return False
     num_scans, position = 0, 2
     for _ in range(MAX_SEGMENTS):
@@ -129,7 +133,7 @@ def _has_too_many_scans(jpeg: bytes) -> bool:
         if marker is None or marker[0] == _END_OF_IMAGE:
             return False
         num_scans += marker[0] == _START_OF_SCAN
-        if num_scans > MAX_SCANS:
+        if num_scans > max_scans:
             return True
         position = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2]))
     return True

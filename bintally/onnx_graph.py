@@ -154,9 +154,12 @@ def open_graph(graph: bytes) -> Answer:
     """A graph that answers, by ONNX Runtime on one CPU thread that sleeps while it waits.
 
     Raises:
-        ExportError: the bytes are no graph that this ONNX Runtime can run.
+        ExportError: there is no ONNX Runtime, as in images of others, or the bytes are no graph that it can run.
     """
-    onnxruntime = _onnx_runtime()
+    try:
+        onnxruntime = _onnx_runtime()
+    except ImportError as error:
+        raise ExportError(f"ONNX Runtime cannot be imported: {error}") from None
     options = onnxruntime.SessionOptions()
     # Replicas are what uses several cores; threads that wait for work by spinning take it from them.
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -13,11 +13,6 @@ class Prediction:
     distribution: Float[np.ndarray, "batch classes"]
     """Probability of each count 0..classes-1; rows sum to 1."""
 
-    @classmethod
-    def of_log_probabilities(cls, log_probabilities: Float[np.ndarray, "batch classes"]) -> "Prediction":
-        """From what `Counter.log_probabilities` gives."""
-        return cls(np.exp(log_probabilities))
-
     @property
     def counted(self) -> Int64[np.ndarray, " batch"]:
         """The most probable count: right most often. The lowest one of several."""

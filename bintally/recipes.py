@@ -31,6 +31,8 @@ def smoke() -> Recipe:
 def demo() -> Recipe:
     """Counts synthetic bins, from scratch on two CPU cores.
 
+    Expect 86 to 89 % accuracy on the 448 test photos of `make demo`, at the best point of its search, in 5 minutes.
+
     python tune/search.py --recipe demo --source file:///tmp/bucket
     """
     return Recipe(
@@ -45,19 +47,18 @@ def demo() -> Recipe:
 def small() -> Recipe:
     """A few thousand real photos, from scratch, without a download.
 
-    Expect 35 to 45 % accuracy over counts 0-5: what others reached with 10,000 photos, mostly over counts 1-5. Not
-    measured here. One GPU of any size, or a machine of CPUs over night.
+    Measured: 49.8 % accuracy (3 seeds, standard deviation 0.1) on 947 test photos, of which the most frequent count is
+    36.2 %, after 3,067 training photos: the row `small_cnn` of docs/results.md. 4 minutes on two CPU cores.
 
-    python train/fit.py --recipe small --max-images 10000 --use-gpu
+    python train/fit.py --recipe small --max-images 10000
     """
     return Recipe(
         name="small",
-        data=DataConfig(image_size=160, resize="letterbox"),
-        model=ModelConfig(backbone="resnet18"),
-        optim=OptimConfig(lr=1e-3, global_batch_size=64),
+        data=DataConfig(image_size=96, resize="letterbox"),
+        model=ModelConfig(backbone="small_cnn"),
+        optim=OptimConfig(lr=3e-3, global_batch_size=32, ema_decay=0.998),
         augment=_GENTLE,
-        max_epochs=40,
-        patience=8,
+        max_epochs=20,
     )
 
 
@@ -65,8 +66,8 @@ def baseline_resnet34() -> Recipe:
     """The ABID challenge's baseline: ResNet-34 from scratch on photos squashed to 224 px, mirrored, by stepped SGD.
 
     Published on the official validation split, counts 0-5: 55.67 % accuracy and RMSE 0.930, best at epoch 21 of 40; the
-    table per count beside it gives 57.38 %. Not measured here. Two things differ from the challenge's code: momentum is
-    Nesterov's, and biases and norms have no weight decay. One GPU of 8 GB or more.
+    table per count beside it gives 57.38 %. Not measured here at this size. Two things differ from the challenge's
+    code: momentum is Nesterov's, and biases and norms have no weight decay. One GPU of 8 GB or more.
 
     python train/fit.py --recipe baseline_resnet34 --labels LISTS --split-by official --use-gpu
     """

@@ -1,8 +1,9 @@
 """Does a photo agree with the record's expected quantity? Thresholds, verdicts, the recount queue, and what they find.
 
 p(match) is the calibrated probability of the expected quantity. Below one threshold a record is called a mismatch,
-above another a match; what lies between, limits included, is for people. Both are fitted on photos whose records are
-taken as right, so that each keeps a promise on photos like those, whatever the model:
+above another a match; what lies between, limits included, is for people. So is what would be a match and lies outside
+the range that is told of the photo (bintally/calibration.py), since nobody believes both. The limits are fitted on
+photos whose records are taken as right, so that each keeps a promise on photos like those, whatever the model:
 
 - of right records, at most `false_alarms` are called mismatches (split conformal prediction: the rank among n + 1);
 - of records that are off by one or two, at most `misses` are called matches. A photo has up to four of these, so what
@@ -11,6 +12,7 @@ taken as right, so that each keeps a promise on photos like those, whatever the 
 
 A good model could keep both promises with crossed thresholds, and with any one limit between them. Then both become
 the mismatch threshold: the allowed false alarms are spent, the fewest wrong records pass, nothing is left to review.
+Matches that the range takes away are fewer misses, and no mismatches, so it breaks no promise.
 """
 
 import math
@@ -30,7 +32,9 @@ BUDGETS: Final = (0.05, 0.1, 0.2)  # shares of the records that people count aga
 CURVE_STEPS: Final = 100
 
 Decision = Literal["match", "mismatch", "review"]
-Reason = Literal["agrees", "disagrees", "unsure", "above_max_count", "not_calibrated"]
+Reason = Literal["agrees", "disagrees", "unsure", "outside_range", "above_max_count", "not_calibrated"]
+Ranges = tuple[Int[np.ndarray, " images"], Int[np.ndarray, " images"]]
+"""The least and the largest count of each photo's range, as `Calibration.ranges` gives them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +90,10 @@ def fit_verify(
 
 
 def verify(
-    calibrated_row: Float[np.ndarray, " classes"], expected_quantity: int, thresholds: VerifyThresholds | None
+    calibrated_row: Float[np.ndarray, " classes"],
+    expected_quantity: int,
+    thresholds: VerifyThresholds | None,
+    within: tuple[int, int] | None,
 ) -> Verdict:
     """Compare one record with what the model says of its photo.
 
@@ -94,6 +101,7 @@ def verify(
         calibrated_row: probability of each count 0..max_count.
         expected_quantity: items by the record.
         thresholds: None if none were fitted: then everything is for people.
+        within: the least and the largest count of the photo's range; None if there is none.
 
     Raises:
         ValueError: the expected quantity is negative.
@@ -105,18 +113,28 @@ def verify(
         why = f"The record expects {expected_quantity} items, and this model counts up to {max_count}."
         return Verdict(decision="review", p_match=None, reason="above_max_count", sentence=why)
     p_match = float(calibrated_row[expected_quantity])
-    chance = f"The photo shows the expected {expected_quantity} with a probability of {p_match:.1%}"
+    chance = f"The photo shows the expected {expected_quantity} with a probability of {percent(p_match)}"
     if thresholds is None:
         why = f"{chance}, but no thresholds were fitted for this model."
         return Verdict(decision="review", p_match=p_match, reason="not_calibrated", sentence=why)
     if p_match < thresholds.mismatch:
-        why = f"{chance}, less than {thresholds.mismatch:.1%}."
+        why = f"{chance}, below the limit of a mismatch ({percent(thresholds.mismatch)})."
         return Verdict(decision="mismatch", p_match=p_match, reason="disagrees", sentence=why)
+    if p_match > thresholds.match and within is not None and not within[0] <= expected_quantity <= within[1]:
+        why = f"{chance}, enough for a match, but it lies outside the range, {within[0]} to {within[1]}."
+        return Verdict(decision="review", p_match=p_match, reason="outside_range", sentence=why)
     if p_match > thresholds.match:
-        why = f"{chance}, more than {thresholds.match:.1%}."
+        why = f"{chance}, above the limit of a match ({percent(thresholds.match)})."
         return Verdict(decision="match", p_match=p_match, reason="agrees", sentence=why)
     why = f"{chance}: too much for a mismatch, too little for a match."
     return Verdict(decision="review", p_match=p_match, reason="unsure", sentence=why)
+
+
+def percent(probability: float) -> str:
+    """For people, to a tenth of a percent, but never rounded to certainty."""
+    if probability < 0.001:
+        return "under 0.1 %"
+    return "over 99.9 %" if probability > 0.999 else f"{probability:.1%}"
 
 
 def match_probabilities(calibrated: Probabilities, expected: Counts) -> Float[np.ndarray, " images"]:
@@ -168,7 +186,11 @@ def _slips(counts: Counts, num_classes: int) -> Bool[np.ndarray, "images classes
 
 
 def verify_figures(
-    calibrated: Probabilities, records: Counts, truth: Counts, thresholds: VerifyThresholds | None
+    calibrated: Probabilities,
+    records: Counts,
+    truth: Counts,
+    thresholds: VerifyThresholds | None,
+    ranges: Ranges | None,
 ) -> dict[str, Any]:
     """How well wrong records are found; JSON-ready, None for what is not defined.
 
@@ -181,9 +203,12 @@ def verify_figures(
         records: expected quantities that are audited, each in 0..max_count.
         truth: those that are taken as right.
         thresholds: None leaves out the decisions.
+        ranges: outside of which no record is a match; None if there are none.
     """
     wrong = records != truth
     p_match = match_probabilities(calibrated, records)
+    low, high = (0, calibrated.shape[1]) if ranges is None else ranges
+    may_match = (low <= records) & (records <= high)
     found = [0, *np.cumsum(wrong[recount_order(calibrated, records)]).tolist()]
     num_images, num_wrong = len(wrong), int(wrong.sum())
     counted = {budget: round(budget * num_images) for budget in BUDGETS}
@@ -195,12 +220,14 @@ def verify_figures(
         "recall": {str(budget): _share(found[number], num_wrong) for budget, number in counted.items()},
         "precision": {str(budget): _share(found[number], number) for budget, number in counted.items()},
         "curve": [[share, found[round(share * num_images)] / num_wrong] for share in shown] if num_wrong else [],
-        "decisions": None if thresholds is None else _decision_figures(p_match, wrong, thresholds),
+        "decisions": None if thresholds is None else _decision_figures(p_match, wrong, thresholds, may_match),
     }
 
 
-def _decision_figures(p_match: np.ndarray, wrong: np.ndarray, thresholds: VerifyThresholds) -> dict[str, float | None]:
-    alarm, passed = p_match < thresholds.mismatch, p_match > thresholds.match
+def _decision_figures(
+    p_match: np.ndarray, wrong: np.ndarray, thresholds: VerifyThresholds, may_match: np.ndarray
+) -> dict[str, float | None]:
+    alarm, passed = p_match < thresholds.mismatch, (p_match > thresholds.match) & may_match
     return {
         "match": _mean(passed),
         "review": _mean(~alarm & ~passed),

@@ -1,18 +1,21 @@
 """Flags that the commands share, and how they override a recipe."""
 
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import ConfigDict
 
 from bintally.config import Recipe
 from bintally.errors import ConfigError
 from bintally.source_config import DataConfig, Resize, SplitBy
+
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # of one slash, too: pathlib drops the second
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +25,7 @@ class SourceArgs:
     source: str | None = None
     """s3://bucket[/prefix], read anonymously, or file:///absolute/folder. Default: s3://aft-vbi-pds."""
     endpoint_url: str | None = None
-    """Another S3 server than AWS, as http://127.0.0.1:9000."""
+    """Another S3 server than AWS, for example http://127.0.0.1:9000."""
     region: str | None = None
     """Region of the bucket. Default: us-east-1."""
     signed: bool = False
@@ -75,7 +78,8 @@ class ReadArgs:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     max_dropped: str = "1%"
-    """Stop when more ids than this are lost to faults (broken or missing objects), as 1% or 0.01 of all ids read."""
+    """Stop when a larger share of the ids read than this, such as 1% or 0.01, is lost to faults (broken or missing
+    objects)."""
     stream: bool = False
     """Read the rows from the bucket anew each epoch, even if they would fit into memory."""
     cache: Path | None = None
@@ -119,10 +123,13 @@ class ResourceArgs:
 
     num_workers: int = 1
     """Training workers per trial; each takes an equal share of the global batch."""
+    min_workers: int | None = None
+    """Go on with as few workers as this when nodes are lost, and with more again at a checkpoint after nodes have come.
+    Default: always num_workers."""
     use_gpu: bool = False
     """Train on GPUs."""
     gpus_per_worker: float = 1.0
-    """With --use-gpu; less than 1 lets trainings of one worker each share a GPU, as 0.25 four of them."""
+    """With --use-gpu; less than 1 lets trainings of one worker each share a GPU: at 0.25, four of them do."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here (default: the machine's cores); without meaning if RAY_ADDRESS is set."""
     checkpoint_s: float = 600.0
@@ -141,6 +148,10 @@ class ResourceArgs:
         for name in ("checkpoint_s", "stalled_s"):
             if not getattr(self, name) > 0:  # NaN is not, either
                 raise ConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ConfigError(
+                f"min_workers must lie between 1 and num_workers {self.num_workers}, not be {self.min_workers}"
+            )
         if not 0 < self.gpus_per_worker <= 1:
             raise ConfigError(f"gpus_per_worker must lie above 0 and at most at 1, not {self.gpus_per_worker}")
         if self.gpus_per_worker < 1 and self.num_workers > 1:
@@ -156,27 +167,50 @@ class ModelArgs:
     """Which network. What is not given stays as the recipe has it."""
 
     backbone: str | None = None
-    """`small_cnn`, or a classification model of torchvision, as `resnet34`. Default: the recipe's."""
+    """`small_cnn`, or a classification model of torchvision such as `resnet34`. Default: the recipe's."""
     weights: str | None = None
-    """A name of the backbone's torchvision enum, as IMAGENET1K_V1, a local file, or a checkpoint folder of the same
-    backbone. Default: the recipe's."""
+    """A name of the backbone's torchvision enum such as IMAGENET1K_V1, a local file, or a checkpoint folder of the
+    same backbone. Default: the recipe's."""
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe with these flags; another backbone begins from scratch unless weights are given."""
         backbone = self.backbone or recipe.model.backbone
         inherited = recipe.model.weights if backbone == recipe.model.backbone else None
-        weights = self.weights or inherited
-        if weights and Path(weights).exists():
-            weights = str(Path(weights).resolve())  # workers run in another folder
+        weights = absolute_weights(self.weights or inherited)
         return replace(recipe, model=replace(recipe.model, backbone=backbone, weights=weights))
+
+
+def absolute_weights(weights: str | None) -> str | None:
+    """The same weights where workers run, which is another folder; a name of published ones stays as it is."""
+    return str(Path(weights).resolve()) if weights and Path(weights).exists() else weights
+
+
+def is_remote(place: str, flag: str) -> bool:
+    """Whether a place is s3://bucket/prefix, and no folder.
+
+    Raises:
+        ConfigError: it looks like an address, but not like that.
+    """
+    if not _SCHEME.match(place):
+        return False
+    try:
+        DataConfig(source=place)
+        is_folder = place.startswith("s3://") and place.rstrip("/").count("/") > 2  # not a whole bucket
+    except ConfigError:
+        is_folder = False
+    if not is_folder:
+        raise ConfigError(f"{flag} must be a folder or s3://bucket/prefix, not {place!r}")
+    return True
 
 
 def new_run_dir(run_dir: Path | None, verb: str) -> Path:
     """Make the folder of a run: the given one, or a new one under runs/; absolute, since workers change directory.
 
     Raises:
-        ConfigError: the folder cannot be made.
+        ConfigError: the folder cannot be made, or is an address.
     """
+    if run_dir is not None and _SCHEME.match(str(run_dir)):
+        raise ConfigError(f"run_dir must be a folder for this command, not {str(run_dir)!r}")
     try:
         if run_dir is None:
             return _make_new_folder(Path("runs").resolve() / f"{verb}-{datetime.now().astimezone():%Y%m%d-%H%M%S}")

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from bintally.batch import COUNT, ID, POSITION
+from bintally.batch import COUNT, ID, PADDING, POSITION
 from bintally.errors import RowError
 from bintally.source_config import DataConfig
 from data.cache import CacheConfig
@@ -39,21 +39,22 @@ def fetch_block(spec: FetchSpec, ids: Sequence[str], first: int, counts: Sequenc
         spec: where from.
         ids: bins to fetch.
         first: position of the first one.
-        counts: labels that replace those of the records, which are not fetched then.
+        counts: labels that replace those of the records, which are not fetched then; an id of PADDING is left out.
 
     Raises:
         AccessDeniedError: an object may not be read; that is no matter of one row.
         SourceUnreachableError: nothing of the whole block could be fetched.
     """
-    fetched = fetch_or_recall(spec.data, ids, spec.cache, with_records=counts is None)
+    wanted = [number for number in range(len(ids)) if counts is None or counts[number] != PADDING]
+    fetched = fetch_or_recall(spec.data, [ids[number] for number in wanted], spec.cache, with_records=counts is None)
     rows: list[tuple[str, int, int, bytes]] = []
     drops: dict[str, str] = {}
-    for number, (bin_id, one) in enumerate(zip(ids, fetched, strict=True)):
+    for number, one in zip(wanted, fetched, strict=True):
         try:
             count, photo = read_bin(one, spec.data.max_count, None if counts is None else counts[number])
-            rows.append((bin_id, first + number, count, photo))
+            rows.append((ids[number], first + number, count, photo))
         except RowError as error:
-            drops[bin_id] = error.reason
+            drops[ids[number]] = error.reason
     if drops:
         spec.ledger.record(drops)
     return _to_table(rows)

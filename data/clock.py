@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import ray
 
+from data.session import beside_driver
+
 
 @dataclass(frozen=True, slots=True)
 class EpochClock:
@@ -20,7 +22,7 @@ class EpochClock:
     @classmethod
     def start(cls) -> Self:
         """A clock on the running Ray."""
-        return cls(ray.remote(num_cpus=0)(_Clock).remote(), "")
+        return cls(ray.remote(**beside_driver())(_Clock).remote(), "")
 
     def of(self, training: str) -> Self:
         """The hand of one training; a clock serves any number of them with a single process."""

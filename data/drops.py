@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import ray
 
 from bintally.errors import TooManyFaultsError
+from data.session import beside_driver
 
 REASONS: Final[dict[str, str]] = {
     "count_above_max": "holds more items than max_count (a filter, not a fault)",
@@ -42,7 +43,7 @@ class DropLedger:
     @classmethod
     def start(cls, *, max_faults: int | None = None) -> Self:
         """An empty ledger on the running Ray."""
-        return cls(ray.remote(num_cpus=0)(_Ledger).remote(), max_faults)
+        return cls(ray.remote(**beside_driver())(_Ledger).remote(), max_faults)
 
     def record(self, drops: dict[str, str]) -> None:
         """Add {id: reason}, and wait: a table that is read after the last row must hold all drops.

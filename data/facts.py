@@ -20,11 +20,11 @@ from ray.exceptions import RayError
 from bintally.batch import ID
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
 from bintally.image import check_header, decode_photo
+from bintally.labels import parse_record
 from bintally.quality import LUMA, measure_sharpness
 from bintally.source_config import DataConfig, PixelConfig
 from data.bucket import open_bucket
 from data.fetch import FetchedBin, fetch_bins
-from data.labels import parse_record
 from data.session import unwrap
 
 # Brightness and sharpness depend on the size, so it is the same for all photos.

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from bintally.errors import ImageError, LabelError, RowError, SourceUnreachableError
+from bintally.labels import parse_record
 from bintally.source_config import DataConfig
 from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket, open_bucket
 from data.cache import CacheConfig, open_cache
-from data.labels import parse_record
 from data.shards import CachedBin
 
 MAX_IN_FLIGHT: Final = 256  # GETs under way per task: hides 30 ms; half as many do not (benchmarks/ingest.py)

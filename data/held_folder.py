@@ -15,7 +15,7 @@ BEGUN_FILE: Final = "begun.json"  # what the files of the folder depend on
 
 @contextmanager
 def held(folder: Path, *, flag: str) -> Iterator[None]:
-    """Hold the folder alone. The lock goes with the process, however that ends, and with the folder.
+    """Hold the folder alone. The lock goes with the process, however that ends; its file is left behind only by a kill.
 
     Args:
         folder: made if it is not there.
@@ -24,9 +24,10 @@ def held(folder: Path, *, flag: str) -> Iterator[None]:
     Raises:
         ConfigError: somebody else holds it, or nothing can be written.
     """
+    lock_path = folder / "lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
+        file = lock_path.open("w")
     except OSError as error:
         raise ConfigError(f"{flag} cannot be written: {error}") from None
     with file:
@@ -36,7 +37,10 @@ def held(folder: Path, *, flag: str) -> Iterator[None]:
             raise ConfigError(f"{flag}: {folder} is being written by another command: {error}") from None
         if os.fstat(file.fileno()).st_nlink == 0:
             raise ConfigError(f"{flag}: {folder} was being written by another command, which just finished")
-        yield
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)  # while it is held: who has opened it meanwhile finds it deleted
 
 
 @contextmanager

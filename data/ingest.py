@@ -97,11 +97,11 @@ def load_training_rows(
         (train, train_counts), (val, _) = rows["train"], rows["val"]
         num_train = sum(mixes["train"].values())
     else:
-        train_ids = splits["train"]
-        train_counts = np.array(usable_counts(train_ids, spec)) if needs_counts(recipe) else None
-        table = put_ids(train_ids, data) if train_counts is None else IdTable.put(train_ids, train_counts.tolist())
-        train, val = SplitRows(ids=table), SplitRows(ids=put_ids(splits["val"], data))
-        num_train = num_ids["train"]
+        known = data.labels is not None
+        train_table, train_counts = _put_stream("train", splits, spec, with_counts=known or needs_counts(recipe))
+        val_table, _ = _put_stream("val", splits, spec, with_counts=known)
+        train, val = SplitRows(ids=train_table), SplitRows(ids=val_table)
+        num_train = num_ids["train"] if train_counts is None else int((train_counts != PADDING).sum())
     return TrainingRows(
         train=train,
         val=val,
@@ -140,6 +140,18 @@ def put_ids(ids: list[str], data: DataConfig) -> IdTable:
     return IdTable.put(ids, list(listed_counts(ids, data.labels).values()))
 
 
+def _put_stream(
+    split: Split, splits: dict[Split, list[str]], spec: FetchSpec, *, with_counts: bool
+) -> tuple[IdTable, np.ndarray | None]:
+    """A split's ids to be streamed and, if they are to be known beforehand, the counts of those that are usable."""
+    ids = splits[split]
+    if not with_counts:
+        return IdTable.put(ids), None
+    counts = usable_counts(ids, spec)
+    _check_any(split, np.array(counts), spec)
+    return IdTable.put(ids, counts), np.array(counts)
+
+
 def usable_counts(ids: list[str], spec: FetchSpec) -> list[int]:
     """The label of each id; PADDING for those that cannot be used and will not be visited, which are reported."""
     labels, max_count = spec.data.labels, spec.data.max_count
@@ -172,9 +184,13 @@ def _fetch(ids: IdTable, split: str, spec: FetchSpec) -> tuple[SplitRows, np.nda
         raise unwrap(error) or error from None
     stored = StoredRows.of(fetched, ids.num_ids)
     counts = stored.open().counts
+    _check_any(split, counts, spec)
+    return SplitRows(ids=ids, stored=stored), counts
+
+
+def _check_any(split: str, counts: np.ndarray, spec: FetchSpec) -> None:
     if not (counts != PADDING).any():
         raise NoUsableRowsError(f"no usable row in the {split} split; {spec.ledger.describe(num_kept=0)}")
-    return SplitRows(ids=ids, stored=stored), counts
 
 
 def class_rows(counts: np.ndarray, num_classes: int) -> tuple[int, ...]:

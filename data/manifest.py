@@ -34,7 +34,7 @@ class ManifestArgs:
     source: str = "s3://aft-vbi-pds"
     """s3://bucket[/prefix], or file:///absolute/folder."""
     endpoint_url: str | None = None
-    """Another S3 server than AWS, as http://127.0.0.1:9000."""
+    """Another S3 server than AWS, for example http://127.0.0.1:9000."""
     region: str = "us-east-1"
     """Region of the bucket."""
     signed: bool = False

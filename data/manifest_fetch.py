@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bintally.errors import LabelError, SourceUnreachableError
+from bintally.labels import parse_record
 from data.bucket import LABEL_PREFIX, Bucket
-from data.labels import parse_record
 from data.manifest_parts import Parts, Row
 from data.progress import say
 

@@ -88,23 +88,44 @@ def stream_rows(table: IdTable, spec: FetchSpec, *, with_sizes: bool = False, bl
     return fetched.map_batches(decode, batch_size=None, batch_format="pyarrow")
 
 
-def stream_batches(table: IdTable, spec: FetchSpec, order: EpochOrder, share: Share) -> Dataset:
-    """A lazy dataset of exact batches, with the columns of `bintally.batch`, to be split equally among the workers.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchStream:
+    """Exact batches for a number of workers that is not known before they start."""
 
-    Split by `streaming_split(num_workers, equal=True)`, as Ray Train does, and read in batches of `local_batch_size`,
-    the n-th batches of all workers are together the n-th global batch; its rows depend on the order alone.
-    Every row comes exactly once. Batches without a row (`batch_rows` 0) may follow the last one.
-    """
-    num_ids = order.sampling.epoch_size(table.num_ids) if order.sampling else table.num_ids
-    num_batches = min(share.batches_per_task(spec.data.image_size**2 * 3), -(-num_ids // share.global_batch_size))
-    fetched = _fetched(table, num_ids, spec, order)
-    decode = partial(decode_batches, spec=spec, share=share, num_batches=num_batches)
-    # Ray fuses these two, as long as they ask for the same resources: only then does a task get exactly the rows of its
-    # batches, across the edges of the blocks before, and give a block to each worker.
-    rows_per_task, rows_per_worker = num_batches * share.global_batch_size, num_batches * share.local_batch_size
-    return fetched.map_batches(decode, batch_size=rows_per_task, batch_format="pyarrow").repartition(
-        target_num_rows_per_block=rows_per_worker, strict=True
-    )
+    spec: FetchSpec
+    num_ids: int
+    """Of an epoch."""
+    global_batch_size: int
+
+    @classmethod
+    def of(
+        cls, table: IdTable, spec: FetchSpec, order: EpochOrder, global_batch_size: int
+    ) -> tuple["BatchStream", Dataset]:
+        """A stream, and its photos as they are fetched, which are the same for any number of workers."""
+        num_ids = order.sampling.epoch_size(table.num_ids) if order.sampling else table.num_ids
+        stream = cls(spec=spec, num_ids=num_ids, global_batch_size=global_batch_size)
+        return stream, _fetched(table, num_ids, spec, order)
+
+    def batches(self, photos: Dataset, num_workers: int) -> Dataset:
+        """A lazy dataset with the columns of `bintally.batch`, to be split equally among the workers.
+
+        Split by `streaming_split(num_workers, equal=True)`, as Ray Train does, and read in batches of
+        `Share.local_batch_size`, the n-th batches of all workers are together the n-th global batch; its rows depend on
+        the order alone. Every row comes exactly once. Batches without a row (`batch_rows` 0) may follow the last one.
+
+        Raises:
+            ConfigError: so many workers cannot share a batch equally.
+        """
+        share = Share(global_batch_size=self.global_batch_size, num_workers=num_workers)
+        most = -(-self.num_ids // share.global_batch_size)
+        num_batches = min(share.batches_per_task(self.spec.data.image_size**2 * 3), most)
+        decode = partial(decode_batches, spec=self.spec, share=share, num_batches=num_batches)
+        # Ray fuses these two, as long as they ask for the same resources: only then does a task get exactly the rows of
+        # its batches, across the edges of the blocks before, and give a block to each worker.
+        rows_per_task, rows_per_worker = num_batches * share.global_batch_size, num_batches * share.local_batch_size
+        return photos.map_batches(decode, batch_size=rows_per_task, batch_format="pyarrow").repartition(
+            target_num_rows_per_block=rows_per_worker, strict=True
+        )
 
 
 def execution_options() -> ExecutionOptions:

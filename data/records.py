@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from bintally.errors import LabelError, RowError, SourceUnreachableError
+from bintally.labels import BinRecord, parse_record
 from data.bucket import LABEL_PREFIX, Bucket
-from data.labels import BinRecord, parse_record
 
 MAX_IN_FLIGHT: Final = 64  # GETs under way; hides latency, stays far below S3's request limits
 IDS_PER_CHUNK: Final = 1024

@@ -10,8 +10,8 @@ from PIL import Image
 
 from bintally.errors import ImageError, LabelError, SourceUnreachableError
 from bintally.image import check_header
+from bintally.labels import parse_record
 from data.bucket import IMAGE_PREFIX, LABEL_PREFIX, Bucket
-from data.labels import parse_record
 
 SHOWN_SIDE: Final = 288  # pixels; sharp on a phone, 10 to 15 kB each
 _QUALITY: Final = 80

@@ -9,18 +9,20 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bintally.errors import BinTallyError, RunError
+from bintally.ports import free_port
 
 _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # they drown every log
@@ -64,13 +66,17 @@ def _running_cluster(address: str) -> Iterator[None]:
         logging_level=logging.ERROR,
         runtime_env={"env_vars": {"RAY_ADDRESS": address, SHARED: "1", **_SETTINGS}},
     )
-    yield
+    os.environ[SHARED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[SHARED]
 
 
 @contextmanager
 def _local_cluster(num_cpus: int | None) -> Iterator[None]:
     temp_dir = Path(tempfile.mkdtemp(prefix="bintally-", dir=_short_temp_dir()))
-    port = _free_port()
+    port = free_port()
     # Inherited by all processes of this Ray. A runtime environment would cost each worker half a second of CPU, and Ray
     # could use none of the workers that it starts beforehand.
     inherited = {
@@ -97,7 +103,7 @@ def _start_local(num_cpus: int | None, temp_dir: Path) -> None:
             num_cpus=num_cpus,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            dashboard_port=_free_port(),
+            dashboard_port=free_port(),
             log_to_driver=False,
             logging_level=logging.ERROR,
             _node_ip_address=_LOOPBACK,
@@ -131,11 +137,10 @@ def _hide_token() -> None:
         token_path.chmod(0o600)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def beside_driver() -> dict[str, Any]:
+    """Options of an actor that must live as long as the driver: on its node, not on one that may be taken away."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
 def unwrap(error: BaseException) -> BinTallyError | None:

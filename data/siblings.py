@@ -40,7 +40,7 @@ def find_runs(asins: Asins, *, min_overlap: float = 0.0) -> list[Run]:
     runs: list[list[str]] = []
     for bin_id in sorted(asins, key=lambda one: (not one.isdecimal(), len(one), one)):
         previous = runs[-1][-1] if runs else ""
-        if _next_id(previous) == bin_id and _are_linked(asins[previous], asins[bin_id], min_overlap):
+        if next_id(previous) == bin_id and _are_linked(asins[previous], asins[bin_id], min_overlap):
             runs[-1].append(bin_id)
         else:
             runs.append([bin_id])
@@ -82,9 +82,9 @@ def siblings_in(training: Iterable[str], held_out: Iterable[str], runs: Iterable
     return [bin_id for bin_id in held_out if bin_id in leaking]
 
 
-def _next_id(bin_id: str) -> str | None:
-    """The following id of the same key set: of the same width, until the number outgrows it."""
-    return f"{int(bin_id) + 1:0{len(bin_id)}d}" if bin_id.isdecimal() else None
+def next_id(bin_id: str) -> str | None:
+    """The id after this one, as wide as this one: 00009 -> 00010, 99999 -> 100000; None if it is no number."""
+    return str(int(bin_id) + 1).zfill(len(bin_id)) if bin_id.isascii() and bin_id.isdecimal() else None
 
 
 def _are_linked(one: frozenset[str], other: frozenset[str], min_overlap: float) -> bool:

@@ -55,6 +55,11 @@ def split_ids(ids: Iterable[str], splitter: Splitter) -> dict[Split, list[str]]:
     return splits
 
 
+def digest_of(ids: Iterable[str]) -> str:
+    """Of a set of ids, in whatever order: figures of other photos have another one."""
+    return blake2b("\n".join(sorted(ids)).encode(), digest_size=8).hexdigest()
+
+
 def hash_split(bin_id: str) -> Split:
     """The split of one id by itself; the same on every machine and in every version."""
     position = _position(bin_id, "split")

@@ -1,6 +1,6 @@
 """Rows that fit into Ray's object store: fetched once, then picked from shared memory, by any trial in any order.
 
-No task runs in an epoch over them. The batches are those that `data.pipeline.stream_batches` would give, but for rows
+No task runs in an epoch over them. The batches are those that a `data.pipeline.BatchStream` would give, but for rows
 that turned out to be broken: a stream learns of them too late and pads their place.
 """
 

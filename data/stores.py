@@ -11,7 +11,7 @@ from bintally.errors import ConfigError, SourceNotFoundError
 from bintally.source_config import DataConfig
 
 # While streaming, patience is cheap; at the start a typo should not cost a minute.
-STREAM_RETRIES: Final = 10
+STREAM_RETRIES: Final = 40  # more than fit into GIVE_UP_S
 LISTING_RETRIES: Final = 5
 
 # S3 sends its first byte within some 100 ms. Silence of this length, before or within a body, is a stall, and asking
@@ -20,9 +20,11 @@ READ_TIMEOUT_S: Final = 4.0
 REQUEST_TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 5.0
 
-# Pauses between retries double from the first to the last.
+# obstore draws each pause between the first and GROWTH times the one before. By a factor of 2 they do not grow: ten
+# retries were over within 3 s.
 FIRST_WAIT_S: Final = 0.1
 MAX_WAIT_S: Final = 15.0
+GROWTH: Final = 4
 GIVE_UP_S: Final = 120.0  # after the first request, whatever the number of retries
 
 
@@ -49,7 +51,7 @@ def open_s3(data: DataConfig, *, max_retries: int, max_wait_s: float, read_timeo
         name,
         prefix=prefix.strip("/") or None,
         region=data.region,
-        endpoint=data.endpoint_url,
+        config={"endpoint": data.endpoint_url} if data.endpoint_url else {},  # obstore refuses None as an endpoint
         skip_signature=not data.signed,
         credential_provider=_find_credentials() if data.signed else None,
         client_options={
@@ -64,7 +66,7 @@ def open_s3(data: DataConfig, *, max_retries: int, max_wait_s: float, read_timeo
             "backoff": {
                 "init_backoff": timedelta(seconds=FIRST_WAIT_S),
                 "max_backoff": timedelta(seconds=max_wait_s),
-                "base": 2,
+                "base": GROWTH,
             },
         },
     )

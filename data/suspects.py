@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.siblings import next_id
 from data.split import Split
 from data.summary import Bins
 
@@ -86,11 +87,6 @@ class Suspect:
     why: str
     strength: float
     """Orders the suspects of one kind, the strongest first."""
-
-
-def next_id(bin_id: str) -> str | None:
-    """The id after this one, as wide as this one: 00009 -> 00010, 99999 -> 100000; None if it is no number."""
-    return str(int(bin_id) + 1).zfill(len(bin_id)) if bin_id.isascii() and bin_id.isdecimal() else None
 
 
 def find_neighbours(bins: Bins) -> list[Pair]:

@@ -9,6 +9,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from serve.audit_routes import add_audit_routes
 from serve.count_routes import add_count_routes
 from serve.middleware import Watched
+from serve.openapi import describe_surroundings
 from serve.page_routes import add_page_routes
 from serve.problems import add_problem_handlers
 from serve.service import CounterService
@@ -38,6 +39,7 @@ def build_api(service: CounterService, lifespan: Callable[[FastAPI], Any] | None
     add_audit_routes(api, service)
     add_state_routes(api, service)
     add_page_routes(api)
+    describe_surroundings(api, service)
     if service.settings.cors_origins:
         api.add_middleware(
             CORSMiddleware,

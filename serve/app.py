@@ -1,6 +1,6 @@
 """The engine that is Ray Serve: one deployment, each replica of which is the whole server.
 
-    serve run serve.app:app checkpoint=/path/to/checkpoint
+    serve run serve.app:app checkpoint=runs/x/checkpoint
     serve run serve/config.yaml
     curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/v1/count
 
@@ -12,19 +12,22 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
+import ray
 from fastapi.concurrency import run_in_threadpool
 from ray import serve
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bintally.errors import BinTallyError, ConfigError
+from bintally.errors import BinTallyError, CheckpointError, ConfigError
 from serve.batcher import MicroBatcher
 from serve.front import CARRIED_TIMEOUT, TIMEOUT
 from serve.models import load_models
 from serve.predictor import Counted
-from serve.service import CounterService, Job, count_jobs
-from serve.settings import Settings, settings_from_dict
+from serve.service import CounterService, Job
+from serve.settings import Settings, settings_from_dict, with_absolute_paths
 from serve.telemetry import Instruments, log_json, server_log
 
 CHECKPOINT_VARIABLE: Final = "BINTALLY_CHECKPOINT"
@@ -61,8 +64,8 @@ class BinCounter:
         import torch
 
         torch.set_num_threads(1)  # replicas are the unit of scale; spinning OpenMP threads starve each other
-        log_json()
-        self._instruments = Instruments()
+        log_json(_log_path())
+        self._instruments = Instruments(_metrics_dir(), ray.util.get_node_ip_address())
         self._counting = ThreadPoolExecutor(1, "count")
         self._batcher = MicroBatcher(self._count_batch, max_size=1)  # not Serve's: docs/decisions/0008
         self._service: CounterService | None = None
@@ -86,9 +89,12 @@ class BinCounter:
                 await self._service.reload(settings)
             except BinTallyError as error:
                 server_log.error("the models stay as they were: %s", error)
+            except Exception:  # noqa: BLE001  # Ray would replace the replica by one that cannot start
+                server_log.exception("the models stay as they were: a bug met the new ones")
             return
-        models = await run_in_threadpool(load_models, settings)
-        self._service = CounterService(settings, models, self._instruments)
+        device = "cuda" if ray.get_gpu_ids() else "cpu"  # Ray gives as many as num_gpus says
+        models = await run_in_threadpool(load_models, settings, device)
+        self._service = CounterService(settings, models, self._instruments, device)
         self._service.engine = self._batcher
         self._app.api = build_api(self._service)
 
@@ -97,8 +103,19 @@ class BinCounter:
         if self._service is not None:
             await self._service.check_ready()
 
-    async def _count_batch(self, jobs: list[Job]) -> list[Counted]:
-        return await asyncio.get_running_loop().run_in_executor(self._counting, count_jobs, jobs, self._instruments)
+    async def _count_batch(self, jobs: list[Job]) -> list[Counted | CheckpointError]:
+        assert self._service is not None
+        return await asyncio.get_running_loop().run_in_executor(self._counting, self._service.count_batch, jobs)
+
+
+def _log_path() -> Path:
+    """Beside Serve's own logs, which take what a replica writes to stderr into lines of text, held back and costly."""
+    return Path(get_serve_logs_dir()) / f"bintally_{serve.get_replica_context().replica_tag}.jsonl"
+
+
+def _metrics_dir() -> Path:
+    """In the folder of this Ray's session, so that it is empty when a node starts."""
+    return Path(get_serve_logs_dir()).parent / f"bintally-metrics-{serve.get_replica_context().app_name}"
 
 
 deployment = serve.deployment(
@@ -107,6 +124,7 @@ deployment = serve.deployment(
     graceful_shutdown_timeout_s=DRAIN_S,
     health_check_period_s=2,
     health_check_timeout_s=10,
+    logging_config={"enable_access_log": False},  # the server's own has the same lines
 )(BinCounter)
 
 
@@ -120,7 +138,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         ConfigError: an argument is wrong, or there is no checkpoint.
         CheckpointError: a checkpoint cannot be served.
     """
-    settings = settings_of(args)
+    settings = with_absolute_paths(settings_of(args))
     load_models(settings)  # here a fault is one line; in a replica it is three restarts and a long log
     return deployment.options(user_config=asdict(settings)).bind()
 

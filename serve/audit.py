@@ -149,16 +149,18 @@ class Audit:
         service = self.auditor.service
         try:
             data = await self.bucket.fetch(record.key, service.settings.max_body_bytes)
-            self._num_unreachable = 0
             async with self.auditor.counting:
                 answer = await service.count_when_quiet(data, self.name, self.predictor)
         except (ImageError, Refusal) as error:
+            self._num_unreachable = 0  # the bucket has answered, if only that there is no such photo
+            service.instruments.refused.labels(refusal_of(error).code).inc()
             return self._problem(error)
         except SourceError as error:
             self._num_unreachable += 1
             if self._num_unreachable >= MAX_UNREACHABLE:
                 raise
             return self._problem(error)
+        self._num_unreachable = 0
         return Judged(answer.counted, service.verify(answer, record.expected_quantity), answer.quality.flags)
 
     def _problem(self, error: Exception) -> Problem:

@@ -106,7 +106,7 @@ def _open_bucket(source: str, endpoint_url: str | None, signed: bool) -> AuditBu
     store = S3Store(
         name,
         prefix=prefix.strip("/") or None,
-        endpoint=endpoint_url,
+        config={"endpoint": endpoint_url} if endpoint_url else {},  # obstore refuses None as an endpoint
         skip_signature=not signed,
         client_options={
             "allow_http": True,

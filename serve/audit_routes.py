@@ -81,8 +81,7 @@ def add_audit_routes(api: FastAPI, service: CounterService) -> None:
         """
         auditor.check_room()
         kind = media_type_of(request.headers, JSON, CSV)
-        body = await service.bodies.read(request, max_bytes=MAX_TABLE_BYTES)
-        with service.bodies.hold(len(body)):
+        async with service.bodies.read(request, max_bytes=MAX_TABLE_BYTES) as body:
             table = await asyncio.to_thread(parse_table, body, kind, prefix)
         begun = await auditor.begin(table, model, request.state.request_id)
         request.state.model, request.state.version = begun.name, begun.predictor.version  # for the log

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, LiteralString, NamedTuple, Self
@@ -107,8 +108,8 @@ def table_body() -> dict[str, Any]:
     del table["$defs"]
     table["properties"]["records"]["items"] = row
     text = (
-        f"Up to {MAX_RECORDS:,} records in {MAX_TABLE_BYTES // 10**6} MB. A CSV has a header with expected_quantity and"
-        " key or bin_id; other columns are ignored."
+        f"Up to {MAX_RECORDS:,} records in {MAX_TABLE_BYTES // 10**6} MB. A CSV (commas, semicolons or tabs) has a"
+        " header with expected_quantity and key or bin_id; other columns are ignored."
     )
     content = {JSON: {"schema": table}, CSV: {"schema": {"type": "string", "minLength": 1}}}
     return {"requestBody": {"required": True, "description": text, "content": content}}
@@ -118,7 +119,7 @@ def parse_table(body: bytes, kind: str, prefix: str | None) -> RecordTable:
     """The records of a body.
 
     Args:
-        body: JSON or CSV in UTF-8.
+        body: JSON, or CSV in UTF-8 or UTF-16.
         kind: its media type.
         prefix: of the query; one in the JSON goes before it.
 
@@ -150,10 +151,17 @@ def _make_table(rows: Iterable[tuple[str, RecordRow]], prefix: str | None) -> Re
 
 def _rows_of_csv(body: bytes) -> Iterator[tuple[str, RecordRow]]:
     try:
-        lines = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
+        # Excel writes tabs in UTF-16, as "Unicode text".
+        text = body.decode("utf-16" if body.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+        # Of the three that spreadsheets write, the one that the header has most of.
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = [name.strip().lower() for name in next(lines, [])]
         if "expected_quantity" not in header or not {"key", "bin_id"} & {*header}:
-            raise Refusal("invalid_request", "row 1: a header is needed, with expected_quantity and key or bin_id")
+            raise Refusal(
+                "invalid_request",
+                "row 1: a header with expected_quantity and key or bin_id is needed, with commas, semicolons or tabs",
+            )
         num_rows = 0
         for fields in lines:
             if not fields:
@@ -164,7 +172,7 @@ def _rows_of_csv(body: bytes) -> Iterator[tuple[str, RecordRow]]:
             where = f"row {lines.line_num}"
             yield where, _row_of_csv(where, header, fields)
     except UnicodeDecodeError:
-        raise Refusal("invalid_request", "the CSV is not UTF-8") from None
+        raise Refusal("invalid_request", "the CSV is not UTF-8; save it as CSV UTF-8") from None
     except csv.Error as error:
         raise Refusal("invalid_request", f"row {lines.line_num}: {error}") from None
     if not num_rows:

@@ -1,7 +1,7 @@
-"""Photos that arrive one by one, counted together: the micro-batcher of an engine that is one process."""
+"""Photos that arrive one by one, counted together: the micro-batcher of both engines."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -23,12 +23,16 @@ class MicroBatcher(Generic[Job, Result]):
     """
 
     def __init__(
-        self, run: Callable[[list[Job]], Awaitable[list[Result]]], *, max_size: int, max_wait_s: float = 0.0
+        self,
+        run: Callable[[list[Job]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        max_size: int,
+        max_wait_s: float = 0.0,
     ) -> None:
         """Batch for a function.
 
         Args:
-            run: gives a result for each job of a batch, in order.
+            run: gives a result for each job of a batch, in order; an exception among them is raised for that job.
             max_size: jobs in a batch.
             max_wait_s: how long the first job of a batch waits for others.
         """
@@ -75,7 +79,11 @@ class MicroBatcher(Generic[Job, Result]):
                     one.answer.set_exception(error)
             return
         for one, result in zip(batch, results, strict=True):
-            if not one.answer.done():
+            if one.answer.done():
+                continue
+            if isinstance(result, Exception):
+                one.answer.set_exception(result)
+            else:
                 one.answer.set_result(result)
 
     async def _gather(self) -> list[_Waiting[Job, Result]]:

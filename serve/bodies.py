@@ -3,8 +3,8 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypeVar
 
@@ -22,10 +22,12 @@ JSON: Final = "application/json"
 MAX_EXPECTED: Final = 100_000  # a bin holds no more; a larger number is a slip of the pen
 MAX_PHOTOS: Final = 64
 MAX_BUFFERED_BYTES: Final = 256_000_000  # of all bodies that are arriving or wait
+AT_ONCE_BYTES: Final = 262_144  # parsed in about a millisecond, which no other request notices
 
 ExpectedQuantity = Annotated[int, Field(ge=0, le=MAX_EXPECTED, strict=True)]
 BinId = Annotated[str, Field(min_length=1, max_length=128)]
 Model = TypeVar("Model", bound=BaseModel)
+Parsed = TypeVar("Parsed")
 
 
 class PhotoJson(BaseModel):
@@ -78,47 +80,47 @@ class BodyReader:
     buffered_bytes: int = field(default=0, init=False)
     """Of all bodies that this process holds."""
 
-    @contextmanager
-    def hold(self, num_bytes: int) -> Iterator[None]:
-        """Count bytes as held meanwhile.
+    @asynccontextmanager
+    async def read(self, request: Request, *, max_bytes: int) -> AsyncIterator[bytes]:
+        """The body, which counts as held from its first chunk to the end of the block.
+
+        Never more than one chunk past the limit is read, nor longer than the time allows.
 
         Raises:
-            Refusal: `overloaded`, when all bodies together are too large.
-        """
-        if self.buffered_bytes + num_bytes > MAX_BUFFERED_BYTES:
-            raise Refusal("overloaded", "too many large bodies at once; try again")
-        self.buffered_bytes += num_bytes
-        try:
-            yield
-        finally:
-            self.buffered_bytes -= num_bytes
-
-    async def read(self, request: Request, *, max_bytes: int) -> bytes:
-        """The body, of which never more than one chunk past the limit is read, nor longer than the time allows.
-
-        Raises:
-            Refusal: it is too large, too slow, empty, compressed or broken off.
+            Refusal: it is too large, too slow, empty, compressed or broken off, or all bodies together are too large.
         """
         if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise Refusal("unsupported_media_type", "send the body without content encoding")
-        too_large = Refusal("body_too_large", f"the body may hold {max_bytes} bytes at most")
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > max_bytes:
-            raise too_large
+            raise _too_large(max_bytes)
         body = bytearray()
+        try:
+            await self._receive(request, body, max_bytes)
+            yield bytes(body)
+        finally:
+            self.buffered_bytes -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray, max_bytes: int) -> None:
         try:
             async with asyncio.timeout(self.timeout_s):
                 async for chunk in request.stream():
                     body += chunk
+                    self.buffered_bytes += len(chunk)
                     if len(body) > max_bytes:
-                        raise too_large
+                        raise _too_large(max_bytes)
+                    if self.buffered_bytes > MAX_BUFFERED_BYTES:
+                        raise Refusal("overloaded", "too many large bodies at once; try again")
         except TimeoutError:
             raise Refusal("body_timeout", f"the body did not arrive within {self.timeout_s:g} s") from None
         except ClientDisconnect:
             raise Refusal("incomplete_body", "the body broke off") from None
         if not body:
             raise Refusal("empty_body", "the body is empty")
-        return bytes(body)
+
+
+def _too_large(max_bytes: int) -> Refusal:
+    return Refusal("body_too_large", f"the body may hold {max_bytes} bytes at most")
 
 
 def media_type_of(headers: Headers, *allowed: str) -> str:
@@ -134,16 +136,20 @@ def media_type_of(headers: Headers, *allowed: str) -> str:
 
 
 async def parse_form(headers: Headers, body: bytes, *, max_photos: int) -> FormData:
-    """The fields of a form.
+    """The fields of a form; between the parts of a large one other requests have their turn.
 
     Raises:
         Refusal: it is none, or holds too many files or fields.
     """
 
     async def stream() -> AsyncIterator[bytes]:
-        yield body
+        for begin in range(0, len(body), AT_ONCE_BYTES):
+            if begin:
+                await asyncio.sleep(0)
+            yield body[begin : begin + AT_ONCE_BYTES]
 
     parser = MultiPartParser(headers, stream(), max_files=max_photos, max_fields=8, max_part_size=4096)  # type: ignore[arg-type]
+    parser.spool_max_size = 0  # no photo is written to disk, which may be full or read-only
     try:
         return await parser.parse()
     except (MultiPartException, KeyError, UnicodeDecodeError) as error:
@@ -160,6 +166,11 @@ async def photos_of_form(form: FormData) -> list[tuple[str, bytes]]:
     if not files:
         raise Refusal("invalid_form", "the form has no file in its field photo")
     return [(file.filename or "", await file.read()) for file in files]
+
+
+async def parse_aside(parse: Callable[[bytes], Parsed], body: bytes) -> Parsed:
+    """What a function makes of a body; of a large one in a thread, so that other requests are answered meanwhile."""
+    return await asyncio.to_thread(parse, body) if len(body) > AT_ONCE_BYTES else parse(body)
 
 
 def parse_json(model: type[Model], body: bytes) -> Model:
@@ -184,15 +195,22 @@ def parse_record(form: FormData, photo: bytes) -> tuple[bytes, int, str | None]:
         Refusal: a field is missing or wrong.
     """
     text = {name: value for name, value in form.multi_items() if isinstance(value, str)}
-    quantity = text.get("expected_quantity", "")
-    if not quantity.isascii() or not quantity.isdigit() or len(quantity) > 9 or int(quantity) > MAX_EXPECTED:
-        raise Refusal(
-            "invalid_request", f"expected_quantity: a whole number in 0..{MAX_EXPECTED}, not {quantity!r:.20}"
-        )
+    quantity = parse_quantity(text.get("expected_quantity", ""))
     bin_id = text.get("bin_id")
     if bin_id is not None and not 1 <= len(bin_id) <= 128:
         raise Refusal("invalid_request", "bin_id: 1 to 128 characters")
-    return photo, int(quantity), bin_id
+    return photo, quantity, bin_id
+
+
+def parse_quantity(text: str) -> int:
+    """An expected quantity that came as text.
+
+    Raises:
+        Refusal: it is none.
+    """
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) > MAX_EXPECTED:
+        raise Refusal("invalid_request", f"expected_quantity: a whole number in 0..{MAX_EXPECTED}, not {text!r:.20}")
+    return int(text)
 
 
 def decode_base64(image: str) -> bytes:

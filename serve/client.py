@@ -65,7 +65,7 @@ class Client:
             max_tries: of one call, as long as the server is full or cannot be reached.
 
         Raises:
-            ConfigError: the URL is none of a server.
+            ConfigError: the URL is none of a server, or the token cannot be sent.
         """
         try:
             is_url = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
@@ -73,6 +73,8 @@ class Client:
             is_url = False
         if not is_url:
             raise ConfigError(f"url must be http(s)://host[:port], not {url!r}")
+        if token and not (token.isascii() and token.isprintable()):
+            raise ConfigError("the token must be one line of ASCII")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
         self._max_tries = max_tries
@@ -141,7 +143,7 @@ class Client:
         response = self._send("POST", "/v1/audit", params=params, stream=True, **body)
         try:
             with _transport_errors(self._http.base_url):
-                for text in response.iter_lines():
+                for text in _lines_of(response):
                     line = _parse(_LINE, text)
                     if isinstance(line, AuditError):
                         raise ServerRefusal(line.problem)
@@ -194,7 +196,7 @@ class Client:
                 if number >= self._max_tries:
                     raise
             else:
-                if number >= self._max_tries or response.status_code not in TRY_AGAIN:
+                if number >= self._max_tries or not _is_for_now(response):
                     raise ServerRefusal(_problem_of(response))
                 wait_s = _retry_after_s(response) or wait_s
             time.sleep(min(wait_s, MAX_WAIT_S))
@@ -224,6 +226,11 @@ def _problem_of(response: httpx.Response) -> Problem:
         )
 
 
+def _is_for_now(response: httpx.Response) -> bool:
+    """Whether the same request may well succeed later; a 502 of a lost replica says so, one of a bucket does not."""
+    return response.status_code in TRY_AGAIN or "retry-after" in response.headers
+
+
 def _retry_after_s(response: httpx.Response) -> float | None:
     after = response.headers.get("retry-after", "")
     return float(after) if after.isascii() and after.isdigit() else None
@@ -234,6 +241,14 @@ def _parse(kind: TypeAdapter[_Parsed], text: str | bytes) -> _Parsed:
         return kind.validate_json(text)
     except ValidationError:
         raise ServerUnreachableError("the answer is not that of a BinTally server of this version") from None
+
+
+def _lines_of(response: httpx.Response) -> Iterator[bytes]:
+    """Lines as the server ends them; httpx's own end at U+2028 and its like, too, which a bin id may hold."""
+    rest = b""
+    for chunk in response.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
 
 
 def _known(**values: str | int | None) -> dict[str, str | int]:

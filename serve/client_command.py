@@ -49,11 +49,11 @@ class ServerArgs:
         """A client.
 
         Raises:
-            ConfigError: the URL is none, or the token cannot be read.
+            ConfigError: the URL or the token is none, or the token cannot be read.
         """
         token = os.environ.get("BINTALLY_TOKEN")
         if self.token_file is not None:
-            token = _read(self.token_file).decode().strip()
+            token = _read(self.token_file).decode(errors="replace").strip()
         return Client(self.url, token, timeout_s=self.timeout_s)
 
 

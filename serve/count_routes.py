@@ -1,6 +1,8 @@
 """Routes that count photos: one, several, and one beside its record."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -56,11 +58,9 @@ def add_count_routes(api: FastAPI, service: CounterService) -> None:
     async def count(request: Request, model: ModelQuery = None, timeout_s: TimeoutHeader = None) -> Response:
         """Count the items in a photo of a bin."""
         service.check_room()
-        body, kind = await read_photo_body(request, service)
-        with service.bodies.hold(len(body)):
-            async with service.deadline(timeout_s):
-                photo = await photo_of(request, body, kind)
-                answer = await service.count(photo, model, request.state.request_id)
+        async with read_photo_body(request, service) as (body, kind), service.deadline(timeout_s):
+            photo = await photo_of(request, body, kind)
+            answer = await service.count(photo, model, request.state.request_id)
         note(request, answer)
         return send(count_answer(answer, request.state.request_id))
 
@@ -80,11 +80,9 @@ def add_count_routes(api: FastAPI, service: CounterService) -> None:
     ) -> Response:
         """Tell whether a photo agrees with the expected quantity of its record."""
         service.check_room()
-        body, kind = await read_photo_body(request, service)
-        with service.bodies.hold(len(body)):
-            async with service.deadline(timeout_s):
-                record = await record_of(request, body, kind, expected_quantity, bin_id)
-                answer = await service.count(record.photo, model, request.state.request_id)
+        async with read_photo_body(request, service) as (body, kind), service.deadline(timeout_s):
+            record = await record_of(request, body, kind, expected_quantity, bin_id)
+            answer = await service.count(record.photo, model, request.state.request_id)
         verdict = service.verify(answer, record.expected_quantity)
         note(request, answer, bin_id=record.bin_id)
         return send(verify_answer(answer, verdict, record.expected_quantity, record.bin_id, request.state.request_id))
@@ -101,13 +99,11 @@ def add_count_routes(api: FastAPI, service: CounterService) -> None:
         service.check_room()
         kind = bodies.media_type_of(request.headers, FORM, JSON)
         limit = int(service.settings.max_body_bytes * BATCH_LIMIT * (JSON_OVERHEAD if kind == JSON else 1))
-        body = await service.bodies.read(request, max_bytes=limit)
         request_id = request.state.request_id
         service.choose(model, request_id)
-        with service.bodies.hold(len(body)):
-            async with service.deadline(timeout_s):
-                photos = await photos_of(request, body, kind, service.settings.max_body_bytes)
-                answers = await count_all(service, photos, model, request_id)
+        async with service.bodies.read(request, max_bytes=limit) as body, service.deadline(timeout_s):
+            photos = await photos_of(request, body, kind, service.settings.max_body_bytes)
+            answers = await count_all(service, photos, model, request_id)
         items = [item_of(place, name, answer, request_id) for place, (name, answer) in enumerate(answers)]
         num_counted = sum(item.counted is not None for item in items)
         return send(
@@ -117,8 +113,9 @@ def add_count_routes(api: FastAPI, service: CounterService) -> None:
         )
 
 
-async def read_photo_body(request: Request, service: CounterService) -> tuple[bytes, str]:
-    """A body with one photo, and its media type.
+@asynccontextmanager
+async def read_photo_body(request: Request, service: CounterService) -> AsyncIterator[tuple[bytes, str]]:
+    """A body with one photo, and its media type, meanwhile.
 
     Raises:
         Refusal: it cannot be one.
@@ -126,7 +123,8 @@ async def read_photo_body(request: Request, service: CounterService) -> tuple[by
     kind = bodies.media_type_of(request.headers, *PHOTO_TYPES, FORM, JSON)
     limit = service.settings.max_body_bytes
     allowed = limit if kind in PHOTO_TYPES else int(limit * JSON_OVERHEAD)
-    return await service.bodies.read(request, max_bytes=allowed), kind
+    async with service.bodies.read(request, max_bytes=allowed) as body:
+        yield body, kind
 
 
 async def photo_of(request: Request, body: bytes, kind: str) -> bytes:
@@ -136,7 +134,7 @@ async def photo_of(request: Request, body: bytes, kind: str) -> bytes:
         Refusal: the form or the JSON is wrong.
     """
     if kind == JSON:
-        return bodies.decode_base64(bodies.parse_json(bodies.PhotoJson, body).image)
+        return await bodies.parse_aside(photo_of_json, body)
     if kind == FORM:
         form = await bodies.parse_form(request.headers, body, max_photos=1)
         return (await bodies.photos_of_form(form))[0][1]
@@ -152,8 +150,7 @@ async def record_of(
         Refusal: something is missing or wrong.
     """
     if kind == JSON:
-        values = bodies.parse_json(bodies.RecordJson, body)
-        return Record(bodies.decode_base64(values.image), values.expected_quantity, values.bin_id)
+        return await bodies.parse_aside(record_of_json, body)
     if kind == FORM:
         form = await bodies.parse_form(request.headers, body, max_photos=1)
         return Record(*bodies.parse_record(form, (await bodies.photos_of_form(form))[0][1]))
@@ -169,8 +166,7 @@ async def photos_of(request: Request, body: bytes, kind: str, max_bytes: int) ->
         Refusal: the form or the JSON is wrong.
     """
     if kind == JSON:
-        images = bodies.parse_json(bodies.PhotosJson, body).images
-        named = [("", decoded_or_refusal(image)) for image in images]
+        named = await bodies.parse_aside(photos_of_json, body)
     else:
         form = await bodies.parse_form(request.headers, body, max_photos=MAX_PHOTOS)
         named = [
@@ -179,6 +175,34 @@ async def photos_of(request: Request, body: bytes, kind: str, max_bytes: int) ->
         ]
     too_large = Refusal("body_too_large", f"a photo may hold {max_bytes} bytes at most")
     return [(name, too_large if isinstance(data, bytes) and len(data) > max_bytes else data) for name, data in named]
+
+
+def photo_of_json(body: bytes) -> bytes:
+    """The photo of a body.
+
+    Raises:
+        Refusal: the JSON is wrong.
+    """
+    return bodies.decode_base64(bodies.parse_json(bodies.PhotoJson, body).image)
+
+
+def record_of_json(body: bytes) -> Record:
+    """The photo of a body with its record.
+
+    Raises:
+        Refusal: the JSON is wrong.
+    """
+    values = bodies.parse_json(bodies.RecordJson, body)
+    return Record(bodies.decode_base64(values.image), values.expected_quantity, values.bin_id)
+
+
+def photos_of_json(body: bytes) -> list[tuple[str, bytes | Refusal]]:
+    """The bytes of each photo of a body, none of which has a name, or why it is refused.
+
+    Raises:
+        Refusal: the JSON is wrong.
+    """
+    return [("", decoded_or_refusal(image)) for image in bodies.parse_json(bodies.PhotosJson, body).images]
 
 
 def decoded_or_refusal(image: str) -> bytes | Refusal:
@@ -196,13 +220,15 @@ async def count_all(
     room = asyncio.Semaphore(service.settings.max_batch_size)
 
     async def count(data: bytes | Refusal) -> Answer | Refusal:
-        if isinstance(data, Refusal):
-            return data
-        async with room:
-            try:
+        try:
+            if isinstance(data, Refusal):
+                raise data
+            async with room:
                 return await service.count(data, model, request_id)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the other photos keep their counts
-                return refusal_of(error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other photos keep their counts
+            refusal = refusal_of(error)
+            service.instruments.refused.labels(refusal.code).inc()
+            return refusal
 
     answers = await asyncio.gather(*(count(data) for _, data in photos))
     return [(name, answer) for (name, _), answer in zip(photos, answers, strict=True)]

@@ -17,6 +17,7 @@ import tyro
 
 from bintally.cli import readable_errors
 from bintally.errors import ConfigError
+from serve.front_problems import MAX_HEADER_BYTES, PROBLEMS, RETRIED
 
 TIMEOUT: Final = "x-request-timeout-seconds"
 CARRIED_TIMEOUT: Final = "x-bintally-timeout-seconds"
@@ -24,28 +25,7 @@ CARRIED_TIMEOUT: Final = "x-bintally-timeout-seconds"
 LOG_FD: Final = 9
 """Where HAProxy writes its log, if serve/front_process.py runs it."""
 LOOK_AT_REPLICAS_S: Final = 0.5
-MAX_HEADER_BYTES: Final = 16_384
 _ONE_PHOTO: Final = ("/v1/count", "/v1/verify")
-
-PROBLEMS: Final = {
-    400: ("bad_request", "this is no HTTP request that a server can read"),
-    404: ("not_found", "Not Found"),
-    408: ("body_timeout", "the request did not arrive in time"),
-    413: ("body_too_large", "the body is too large"),
-    429: ("too_many_requests", "this client sends too many requests; wait a second"),
-    431: ("request_header_fields_too_large", f"the headers may hold {MAX_HEADER_BYTES} bytes at most"),
-    500: ("internal_error", "the front failed; its log tells more by the request id"),
-    502: ("replica_lost", "the replica that worked on this request has ended; send it again"),
-    503: ("overloaded", "no replica has room; try again"),
-    504: ("deadline_exceeded", "the replica did not answer in time"),
-}
-"""Code and detail of what the front answers by itself, by status; the codes agree with serve/problems.py.
-
-Only to bytes that are no HTTP, and to headers that do not end, HAProxy answers with a line of HTML of its own.
-"""
-
-RETRIED: Final = (429, 502, 503)
-"""Statuses with Retry-After, since the same request may well succeed later."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +62,9 @@ class FrontConfig:
     """An idle connection of a client is kept for so long."""
     max_connections: int = 2_000
     """Of clients; others wait in the system's backlog."""
-    max_per_replica: int = 256
-    """Requests that one replica holds at once, at most; it refuses earlier what it has no room for."""
+    max_per_replica: int = 1_000
+    """Requests that one replica holds at once, at most, with bodies of which the rest still comes. It refuses earlier
+    what it has no room for, and takes no more than that (serve.app.MAX_ONGOING_REQUESTS)."""
     num_threads: int = 1
     """One thread moves thousands of photos per second."""
 
@@ -135,7 +116,8 @@ def _global(config: FrontConfig, admin_socket: Path | None) -> list[str]:
         f"    nbthread {config.num_threads}",
         f"    tune.bufsize {config.buffered_bytes}",
         "    ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets",
-        f"    hard-stop-after {config.answer_s}s",
+        # Headers are limited by their bytes, with an answer of ours; too many of them would get a line of HTML.
+        f"    tune.http.maxhdr {MAX_HEADER_BYTES // 4}",
         *socket,
     ]
 
@@ -170,7 +152,8 @@ def _defaults(config: FrontConfig) -> list[str]:
 
 
 def _frontend(config: FrontConfig) -> list[str]:
-    tls = f" ssl crt {config.tls_cert} alpn h2,http/1.1" if config.tls_cert else ""
+    # No h2: its streams are reset when they are refused before their body has come, and the client never learns why.
+    tls = f" ssl crt {config.tls_cert} alpn http/1.1" if config.tls_cert else ""
     return [
         "frontend clients",
         f"    bind {_bracketed(config.host)}:{config.port}{tls}",
@@ -183,9 +166,8 @@ def _frontend(config: FrontConfig) -> list[str]:
         "    http-request set-header X-Forwarded-For %[src]  # whatever a client says of itself",
         "    http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]",
         *_for_ray(config),
-        "    http-request deny deny_status 404 if { path_beg /-/ }  # Ray Serve's own pages",
+        "    http-request deny deny_status 404 if { path,url_dec -m beg /-/ }  # Ray Serve's own pages",
         f"    http-request return status 431 {_problem(431)} if {{ req.hdrs,length gt {MAX_HEADER_BYTES} }}",
-        *_rate_limit(config),
         "    # Before the body is read; then the body is waited for here, where that costs a replica nothing.",
         f"    acl one_photo path {' '.join(_ONE_PHOTO)}",
         f"    acl large_photo req.hdr(content-length) -m int gt {config.max_body_bytes}",
@@ -193,6 +175,7 @@ def _frontend(config: FrontConfig) -> list[str]:
         "    http-request deny deny_status 413 if one_photo large_photo",
         "    http-request deny deny_status 413 if !one_photo large_batch",
         f"    http-request wait-for-body time {config.arrive_s}s if METH_POST",
+        *_rate_limit(config),  # now, since a client that still sends its body may never read the answer
         "    http-response set-header X-Request-ID %[var(txn.id)]  # Ray adds a second one",
         f"    http-response set-header Retry-After 1 if {{ status {HTTPStatus.SERVICE_UNAVAILABLE} }}",
         "    default_backend replicas",

@@ -194,10 +194,17 @@ def run_until_stopped(config: FrontConfig) -> None:
         RunError: the port is taken, or HAProxy does not start.
     """
     with running_front(config) as front:
-        signal.signal(signal.SIGHUP, lambda *_: front.reload(config))
+        signal.signal(signal.SIGHUP, lambda *_: _reload_or_tell(front, config))
         print(f"front at {config.url}", flush=True)
         while True:
             signal.pause()
+
+
+def _reload_or_tell(front: FrontProcess, config: FrontConfig) -> None:
+    try:
+        front.reload(config)
+    except ConfigError as error:
+        print(f"error: nothing was reloaded: {error}", file=sys.stderr, flush=True)
 
 
 def _next(orders: "queue.SimpleQueue[str]") -> str | None:

@@ -10,12 +10,12 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from bintally.errors import BinTallyError
+from bintally.errors import BinTallyError, CheckpointError
 from serve.api import build_api
 from serve.batcher import MicroBatcher
 from serve.models import load_models
 from serve.predictor import Counted
-from serve.service import CounterService, Job, count_jobs
+from serve.service import CounterService, Job
 from serve.settings import Settings
 from serve.telemetry import Instruments, log_json, server_log
 
@@ -30,11 +30,10 @@ def build_local(settings: Settings) -> tuple[FastAPI, CounterService]:
         BinTallyError: a model cannot be loaded.
     """
     torch.set_num_threads(1)  # processes are the unit of scale; spinning OpenMP threads starve each other
-    instruments = Instruments()
-    service = CounterService(settings, load_models(settings), instruments)
+    service = CounterService(settings, load_models(settings), Instruments())
 
-    async def run(jobs: list[Job]) -> list[Counted]:
-        return await asyncio.to_thread(count_jobs, jobs, instruments)
+    async def run(jobs: list[Job]) -> list[Counted | CheckpointError]:
+        return await asyncio.to_thread(service.count_batch, jobs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +46,13 @@ def build_local(settings: Settings) -> tuple[FastAPI, CounterService]:
     return build_api(service, lifespan), service
 
 
-def serve_local(settings: Settings, host: str, port: int, reread: Callable[[], Settings] | None = None) -> None:
+def serve_local(
+    settings: Settings,
+    host: str,
+    port: int,
+    reread: Callable[[], Settings] | None = None,
+    then: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is under way. SIGHUP loads the models anew.
 
     Args:
@@ -55,6 +60,7 @@ def serve_local(settings: Settings, host: str, port: int, reread: Callable[[], S
         host: address to listen on.
         port: its port.
         reread: gives the settings that SIGHUP takes; None keeps these.
+        then: does what else is to be reloaded, once the models are.
 
     Raises:
         BinTallyError: a model cannot be loaded.
@@ -74,7 +80,7 @@ def serve_local(settings: Settings, host: str, port: int, reread: Callable[[], S
     )
 
     def reload() -> None:
-        task = asyncio.ensure_future(_reload(service, reread or (lambda: settings)))
+        task = asyncio.ensure_future(_reload(service, reread or (lambda: settings), then))
         service.background.add(task)
         task.add_done_callback(service.background.discard)
 
@@ -86,8 +92,13 @@ def serve_local(settings: Settings, host: str, port: int, reread: Callable[[], S
         runner.run(serve())
 
 
-async def _reload(service: CounterService, reread: Callable[[], Settings]) -> None:
+async def _reload(service: CounterService, reread: Callable[[], Settings], then: Callable[[], None]) -> None:
+    told = "nothing was reloaded: %s"
     try:
         await service.reload(reread())
+        told = "the models were reloaded, but not all else: %s"
+        then()
     except BinTallyError as error:
-        server_log.error("nothing was reloaded: %s", error)
+        server_log.error(told, error)
+    except Exception as bug:  # noqa: BLE001  # the server goes on, and nobody else would tell of it
+        server_log.exception(told, bug)

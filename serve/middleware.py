@@ -68,9 +68,7 @@ class Watched:
 
     def _may_pass(self, scope: Scope, headers: Headers) -> bool:
         tokens = self._service.tokens
-        path = scope["path"]
-        is_open = path in OPEN or any(path.startswith(one) for one in OPEN if one.endswith("/") and one != "/")
-        if not tokens or is_open or scope["method"] == "OPTIONS":
+        if not tokens or is_open(scope["path"]) or scope["method"] == "OPTIONS":
             return True
         scheme, _, given = headers.get("authorization", "").partition(" ")
         secret = given.strip().encode()
@@ -82,10 +80,17 @@ class Watched:
         instruments = self._service.instruments
         instruments.requests.labels(scope["method"], route, str(status)).inc()
         instruments.request_seconds.labels(route).observe(seconds)
+        if "code" in state:
+            instruments.refused.labels(state["code"]).inc()
         fields = {"request_id": state["request_id"], "method": scope["method"], "route": route, "status": status}
         fields["ms"] = round(seconds * 1000, 1)
         fields |= {name: state[name] for name in ("code", "model", "version", "count", "bin_id") if name in state}
         log_request(fields)
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no token."""
+    return path in OPEN or any(path.startswith(one) for one in OPEN if one.endswith("/") and one != "/")
 
 
 async def run_while_connected(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,16 +19,16 @@ from serve.settings import RuntimeChoice, Settings, split_location
 _HOW: Final = "name a checkpoint folder, or s3://bucket/prefix, as its location"
 
 
-def load_models(settings: Settings) -> dict[str, Predictor]:
-    """All models of the settings, by name.
+def load_models(settings: Settings, device: str = "cpu") -> dict[str, Predictor]:
+    """All models of the settings, by name, on a device of PyTorch's.
 
     Raises:
         CheckpointError: one is missing, damaged, or has other weights than its version says.
     """
-    return {name: load_model(location, settings.runtime) for name, location in settings.locations.items()}
+    return {name: load_model(location, settings.runtime, device) for name, location in settings.locations.items()}
 
 
-def load_model(location: str, runtime: RuntimeChoice = "auto") -> Predictor:
+def load_model(location: str, runtime: RuntimeChoice = "auto", device: str = "cpu") -> Predictor:
     """One model, from where it lies.
 
     Raises:
@@ -39,7 +39,7 @@ def load_model(location: str, runtime: RuntimeChoice = "auto") -> Predictor:
         with local_folder(place) as folder:
             if version is not None:
                 _check_version(folder, version)
-            return Predictor.load(folder, runtime)
+            return Predictor.load(folder, runtime, device)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_HOW}") from None
 

@@ -2,14 +2,15 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from bintally.calibration import TOLD
 from bintally.checkpoint import Checkpoint, load_checkpoint
 from bintally.errors import CheckpointError
 from bintally.image import decode_and_assess
@@ -20,7 +21,6 @@ from bintally.verify import Verdict, VerifyThresholds, verify
 from serve.settings import RuntimeChoice
 
 Photo = UInt8[np.ndarray, "size size 3"]
-COVERAGE: Final = "0.9"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,14 +48,28 @@ class Predictor:
         self._pixels = checkpoint.recipe.data.pixels
 
     @classmethod
-    def load(cls, path: Path, runtime: RuntimeChoice = "auto") -> Self:
+    def load(cls, path: Path, runtime: RuntimeChoice = "auto", device: str = "cpu") -> Self:
         """Read a checkpoint folder and let its model count once.
 
+        Args:
+            path: the folder.
+            runtime: what computes.
+            device: of PyTorch. Other ones than cpu mean PyTorch, where nothing else is asked for: graphs are for CPUs.
+
         Raises:
-            CheckpointError: the folder is missing or damaged, or its model gives no probabilities.
+            CheckpointError: the folder is missing or damaged, its model gives no probabilities, or a graph is asked for
+                on another device.
         """
+        if device != "cpu" and runtime not in ("auto", "eager"):
+            raise CheckpointError(
+                f"runtime {runtime} counts on CPUs alone, and this replica has a GPU; take num_gpus: 0"
+            )
         checkpoint = load_checkpoint(path)
-        predictor = cls(checkpoint, load_runtime(path, checkpoint, runtime))
+        checkpoint.model.to(device)
+        chosen = load_runtime(path, checkpoint, runtime if device == "cpu" else "eager")
+        if device != "cpu":
+            chosen = replace(chosen, reason=f"graphs are for CPUs, and this counts on {device}")
+        predictor = cls(checkpoint, chosen)
         predictor.count([predictor.decode(probe_photo())[0]])
         return predictor
 
@@ -112,7 +126,7 @@ class Predictor:
         low = high = [None] * len(photos)
         if calibration is not None:
             probabilities = calibration.apply(probabilities)
-            low, high = (ends.tolist() for ends in calibration.ranges(probabilities, COVERAGE))
+            low, high = (ends.tolist() for ends in calibration.ranges(probabilities, TOLD))
         prediction = Prediction(probabilities)
         rows = zip(prediction.counted, probabilities, prediction.expected, low, high, strict=True)
         return [
@@ -124,7 +138,8 @@ class Predictor:
 
     def verify(self, counted: Counted, expected_quantity: int) -> Verdict:
         """Whether the photo agrees with its record."""
-        return verify(np.array(counted.probabilities), expected_quantity, self.thresholds)
+        within = None if counted.low is None or counted.high is None else (counted.low, counted.high)
+        return verify(np.array(counted.probabilities), expected_quantity, self.thresholds, within)
 
 
 def probe_photo() -> bytes:

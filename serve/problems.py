@@ -25,6 +25,7 @@ STATUS_OF: Final = {
     "audit_is_off": 404,
     "no_photo": 404,
     "no_record": 404,
+    "not_acceptable": 406,
     "body_timeout": 408,
     "absurd_dimensions": 413,
     "body_too_large": 413,

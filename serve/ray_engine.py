@@ -19,20 +19,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bintally.errors import BinTallyError, ConfigError, RunError
+from bintally.ports import free_port
 from serve.front import LOOK_AT_REPLICAS_S
 from serve.front_process import short_temp_dir
-from serve.ports import free_port
 from serve.ray_plan import APPLICATION, DEPLOYMENT, RayPlan, deploy_config
-from serve.settings import Settings
+from serve.settings import Settings, read_tokens
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 _LOOPBACK: Final = "127.0.0.2"  # Ray swaps 127.0.0.1 for the machine's public address; the rest of 127/8 stays
 _READY_S: Final = 300
+_PROBE_S: Final = 2  # a replica that accepts and says nothing would be waited for past that
 _ENVIRONMENT: Final = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # less CPU per request; the application has threads of its own
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # five times as seldom as usual: less idle work
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",  # ten times as seldom as usual: less idle work
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # as above, fifty times; /metrics is the server's own
+    "RAY_num_workers_soft_limit": "0",  # no spare worker, which would wake up a hundred times a second
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # the front learns within one that a replica is to end
     "RAY_SERVE_PORT_QUARANTINE_S": "10",  # the front looks at all ports; Ray's 150 s are for proxies that do not
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # today's default warns of tomorrow's
@@ -42,32 +45,37 @@ _ENVIRONMENT: Final = {
 class ServingRay:
     """A Ray that runs the application."""
 
-    def __init__(self, plan: RayPlan, metrics_dir: Path) -> None:
-        self._config = deploy_config(plan, metrics_dir)
-        self._metrics_dir = metrics_dir
+    def __init__(self, plan: RayPlan) -> None:
+        self._plan = plan
+        self._http_options = deploy_config(plan)["http_options"]
 
     def deploy(self, plan: RayPlan) -> None:
-        """Deploy, or change what is deployed, and wait until all replicas answer.
+        """Deploy, or change what is deployed.
 
         Raises:
-            BinTallyError: a model cannot be loaded; what was deployed goes on.
-            RunError: the replicas do not start.
+            BinTallyError: a model cannot be loaded, or the tokens cannot be read; what was deployed goes on.
         """
         import ray
-        from ray.exceptions import RayTaskError
         from ray.serve._private.api import serve_start  # `serve run` deploys a config file by the same call
 
-        config = deploy_config(plan, self._metrics_dir) | {"http_options": self._config["http_options"]}
+        config = deploy_config(plan) | {"http_options": self._http_options}
         checked = _check_schema(config)
         # Here a fault is one line; in replicas it is six restarts and a long log.
-        loading = ray.remote(num_cpus=0, num_gpus=0, max_calls=1)(_load).remote(plan.settings)
+        loading = ray.remote(num_cpus=0, num_gpus=0, max_calls=1)(_read).remote(plan.settings)
         client = serve_start(http_options=config["http_options"])  # meanwhile
-        try:
+        with _errors_of_ours():
             ray.get(loading)
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, BinTallyError) else error from None
-        client.deploy_apps(checked)
-        _wait_until_ready(plan)
+            client.deploy_apps(checked)
+        self._plan = plan
+
+    def wait_until_ready(self) -> None:
+        """Return once all replicas of the last deploy answer.
+
+        Raises:
+            RunError: they do not start.
+        """
+        with _errors_of_ours():
+            _wait_until_ready(self._plan)
 
 
 @contextmanager
@@ -90,7 +98,7 @@ def serving_ray(plan: RayPlan) -> Iterator[ServingRay]:
     temp_dir = Path(tempfile.mkdtemp(prefix="bintally-", dir=short_temp_dir()))
     try:
         with _joined(address, environment) if address else _started(plan, temp_dir):
-            yield ServingRay(plan, temp_dir / "metrics")
+            yield ServingRay(plan)
     finally:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
@@ -115,6 +123,7 @@ def _started(plan: RayPlan, temp_dir: Path) -> Iterator[None]:
 
 def _start_local(plan: RayPlan, temp_dir: Path) -> None:
     import ray
+    from ray._private.worker import global_worker
 
     try:
         with _own_sigterm():
@@ -128,6 +137,8 @@ def _start_local(plan: RayPlan, temp_dir: Path) -> None:
                 _node_ip_address=_LOOPBACK,
                 _temp_dir=str(temp_dir),
             )
+        assert global_worker.node is not None
+        global_worker.node.kill_log_monitor()  # nobody reads what it forwards, ten times a second
     except Exception as error:
         if "timed out during startup" not in str(error):  # Ray has no class for it
             raise
@@ -162,6 +173,20 @@ def _ended(shut_down: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
+def _errors_of_ours() -> Iterator[None]:
+    """Whatever fails in Ray is one of our errors, which a running server survives."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, BinTallyError):
+            raise cause from None
+        raise RunError(f"Ray failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+@contextmanager
 def _own_sigterm() -> Iterator[None]:
     """ray.init sets a handler of its own, which forgets our exit code."""
     before = signal.getsignal(signal.SIGTERM)
@@ -180,9 +205,11 @@ def _check_schema(config: dict[str, Any]) -> "ServeDeploySchema":
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _load(settings: Settings) -> None:
+def _read(settings: Settings) -> None:
+    """All that a replica reads."""
     from serve.models import load_models
 
+    read_tokens(settings.token_file)
     load_models(settings)
 
 
@@ -216,7 +243,7 @@ def _num_healthy(ports: range | None) -> float:
     for port in ports:
         with (
             suppress(OSError, http.client.HTTPException),
-            closing(http.client.HTTPConnection("127.0.0.1", port)) as one,
+            closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_S)) as one,
         ):
             one.request("GET", "/-/healthz")
             healthy += one.getresponse().status == HTTPStatus.OK

@@ -1,16 +1,15 @@
 """What Ray is to run, and the same as a config of Ray Serve."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from bintally.errors import ConfigError
-from serve.ports import free_port
+from bintally.ports import free_port
 from serve.settings import Settings
-from serve.telemetry import MULTIPROCESS_DIR
 
 APPLICATION: Final = "bintally"
 DEPLOYMENT: Final = "BinCounter"
+SURGE_PERCENT: Final = 20  # rounded up: where replicas are replaced, some start before others end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,7 @@ class RayPlan:
             raise ConfigError(f"replica_ports must be {self.max_replicas or self.num_replicas} or more")
 
 
-def deploy_config(plan: RayPlan, metrics_dir: Path) -> dict[str, Any]:
+def deploy_config(plan: RayPlan) -> dict[str, Any]:
     """The Serve config (ray.serve.schema.ServeDeploySchema) of a plan.
 
     Settings are the deployment's user_config: with others, replicas load the models while they answer by the old ones.
@@ -48,11 +47,12 @@ def deploy_config(plan: RayPlan, metrics_dir: Path) -> dict[str, Any]:
     behind_front = plan.replica_ports is not None
     deployment: dict[str, Any] = {
         "name": DEPLOYMENT,
+        "max_surge_percent": 0 if plan.gpus_per_replica else SURGE_PERCENT,  # there is a CPU to spare, but no GPU
         "user_config": asdict(plan.settings),
         "ray_actor_options": {
             "num_cpus": 1,
             "num_gpus": plan.gpus_per_replica,
-            "runtime_env": {"env_vars": {MULTIPROCESS_DIR: str(metrics_dir), "OMP_WAIT_POLICY": "PASSIVE"}},
+            "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         },
     }
     if plan.max_replicas:

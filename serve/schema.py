@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from bintally.quality import PhotoQuality
     from bintally.verify import Verdict
+    from serve.predictor import Counted, Predictor
     from serve.service import Answer
 
 MS = 1000
@@ -68,8 +70,8 @@ class Timing(BaseModel):
     """From decoded to counted, with the wait for a batch."""
 
 
-class CountAnswer(BaseModel):
-    """The count of one photo."""
+class Count(BaseModel):
+    """What a model says of one photo."""
 
     count: int
     """The most probable count."""
@@ -81,12 +83,17 @@ class CountAnswer(BaseModel):
     """Null if the checkpoint is not calibrated."""
     photo: Photo
     model: ModelName
+
+
+class CountAnswer(Count):
+    """The count of one photo."""
+
     timing: Timing
     request_id: str
 
 
 class VerifyThresholds(BaseModel):
-    """A p_match above `match` is a match, below `mismatch` a mismatch; what lies between is for people."""
+    """A p_match above `match`, of a quantity in the range, is a match; below `mismatch` a mismatch; else for people."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -94,7 +101,7 @@ class VerifyThresholds(BaseModel):
     mismatch: float
 
 
-class VerifyAnswer(BaseModel):
+class RecordVerdict(BaseModel):
     """Whether a photo agrees with its record."""
 
     verdict: Literal["match", "mismatch", "review"]
@@ -108,6 +115,11 @@ class VerifyAnswer(BaseModel):
     """Null if the checkpoint is not calibrated, and every verdict `review`."""
     expected_quantity: int
     bin_id: str | None
+
+
+class VerifyAnswer(RecordVerdict):
+    """Whether a photo agrees with its record."""
+
     counted: CountAnswer
 
 
@@ -170,15 +182,18 @@ class Ready(Live):
 
 def name_of(answer: "Answer") -> ModelName:
     """Which model gave an answer."""
-    predictor = answer.predictor
-    return ModelName(name=answer.model, version=predictor.version, runtime=predictor.runtime.name)
+    return model_name(answer.model, answer.predictor)
 
 
-def count_answer(answer: "Answer", request_id: str) -> CountAnswer:
-    """A counted photo as it goes out."""
-    counted, quality = answer.counted, answer.quality
+def model_name(name: str, predictor: "Predictor") -> ModelName:
+    """A model, as answers name it."""
+    return ModelName(name=name, version=predictor.version, runtime=predictor.runtime.name)
+
+
+def count_of(counted: "Counted", quality: "PhotoQuality", model: ModelName) -> Count:
+    """A counted photo, without what one request adds to it."""
     known = counted.low is not None and counted.high is not None
-    return CountAnswer(
+    return Count(
         count=counted.count,
         probabilities={str(count): p for count, p in enumerate(counted.probabilities)},
         expected_value=counted.expected_value,
@@ -190,18 +205,23 @@ def count_answer(answer: "Answer", request_id: str) -> CountAnswer:
             sharpness=round(quality.sharpness, 3),
             flags=list(quality.flags),
         ),
-        model=name_of(answer),
+        model=model,
+    )
+
+
+def count_answer(answer: "Answer", request_id: str) -> CountAnswer:
+    """A counted photo as it goes out."""
+    return CountAnswer(
+        **dict(count_of(answer.counted, answer.quality, name_of(answer))),
         timing=Timing(decode_ms=round(answer.decode_s * MS, 2), count_ms=round(answer.count_s * MS, 2)),
         request_id=request_id,
     )
 
 
-def verify_answer(
-    answer: "Answer", verdict: "Verdict", expected_quantity: int, bin_id: str | None, request_id: str
-) -> VerifyAnswer:
-    """A verdict as it goes out."""
-    thresholds = answer.predictor.thresholds
-    return VerifyAnswer(
+def verdict_of(verdict: "Verdict", predictor: "Predictor", expected_quantity: int, bin_id: str | None) -> RecordVerdict:
+    """A verdict, without the count that it rests on."""
+    thresholds = predictor.thresholds
+    return RecordVerdict(
         verdict=verdict.decision,
         p_match=verdict.p_match,
         reason=verdict.reason,
@@ -209,5 +229,14 @@ def verify_answer(
         thresholds=None if thresholds is None else VerifyThresholds.model_validate(thresholds),
         expected_quantity=expected_quantity,
         bin_id=bin_id,
+    )
+
+
+def verify_answer(
+    answer: "Answer", verdict: "Verdict", expected_quantity: int, bin_id: str | None, request_id: str
+) -> VerifyAnswer:
+    """A verdict as it goes out."""
+    return VerifyAnswer(
+        **dict(verdict_of(verdict, answer.predictor, expected_quantity, bin_id)),
         counted=count_answer(answer, request_id),
     )

@@ -11,18 +11,19 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from zlib import crc32
 
-from bintally.errors import BinTallyError
+from bintally.errors import BinTallyError, CheckpointError
 from bintally.quality import PhotoQuality
 from bintally.verify import Verdict
 from serve.bodies import BodyReader
 from serve.models import load_models
 from serve.predictor import Counted, Photo, Predictor, probe_photo
-from serve.problems import Refusal, refusal_of
+from serve.problems import Refusal
 from serve.settings import DEFAULT_MODEL, Settings, read_tokens
 from serve.telemetry import Instruments, server_log
 
 NUM_DECODERS = 2  # a photo of 25 MP takes up to 100 MB while it is decoded
-READY_FOR_S = 1.0  # so long an answer shows that the first model counts
+READY_FOR_S = 8.0  # so long an answer shows that the first model counts; a batch of a slow one takes some seconds
+HANGS_S = 30.0  # a batch that takes longer
 LOOK_AGAIN_S = 0.01  # an audit that found no room
 
 
@@ -51,31 +52,34 @@ Engine = Callable[[Job], Awaitable[Counted]]
 """Counts one photo, together with others that come at the same time."""
 
 
-def count_jobs(jobs: list[Job], instruments: Instruments) -> list[Counted]:
-    """Count a batch; photos of one model in one forward pass.
-
-    Raises:
-        CheckpointError: a model answered NaN.
-    """
-    counted: dict[int, Counted] = {}
+def count_jobs(jobs: list[Job], instruments: Instruments) -> list[Counted | CheckpointError]:
+    """Count a batch; photos of one model in one forward pass. One that answers NaN fails its own photos alone."""
+    counted: dict[int, Counted | CheckpointError] = {}
     for predictor in {id(job.predictor): job.predictor for job in jobs}.values():
         mine = [place for place, job in enumerate(jobs) if job.predictor is predictor]
         instruments.batch_photos.observe(len(mine))
-        counted |= zip(mine, predictor.count([jobs[place].photo for place in mine]), strict=True)
+        try:
+            counted |= zip(mine, predictor.count([jobs[place].photo for place in mine]), strict=True)
+        except CheckpointError as error:
+            counted |= dict.fromkeys(mine, error)
     return [counted[place] for place in range(len(jobs))]
 
 
 class CounterService:
     """Counts photos for the API, whatever the engine."""
 
-    def __init__(self, settings: Settings, models: dict[str, Predictor], instruments: Instruments) -> None:
+    def __init__(
+        self, settings: Settings, models: dict[str, Predictor], instruments: Instruments, device: str = "cpu"
+    ) -> None:
         """Serve loaded models.
 
         Args:
             settings: limits and roles.
             models: by name, as `load_models` gives them.
             instruments: take the metrics.
+            device: of the models that a reload brings.
         """
+        self._device = device
         self.instruments = instruments
         self.bodies = BodyReader(timeout_s=settings.body_timeout_s)
         self.engine: Engine | None = None
@@ -83,7 +87,7 @@ class CounterService:
         self.background: set[asyncio.Task[None]] = set()
         """Work that no request waits for."""
         self._num_in_flight = 0
-        self._ready_until = 0.0
+        self._batch_began: float | None = None
         self._adopt(settings, models)
 
     def _adopt(self, settings: Settings, models: dict[str, Predictor]) -> None:
@@ -91,7 +95,7 @@ class CounterService:
         self.settings = settings
         self.models = models
         self.bodies.timeout_s = settings.body_timeout_s
-        self._ready_until = 0.0
+        self._is_well, self._ready_until = True, 0.0  # each has counted a photo when it was loaded
         self.instruments.tell_models((name, one.version, one.runtime.name) for name, one in models.items())
         for name, one in models.items():
             fields = {"model": name, "version": one.version, "runtime": one.runtime.name, "why": one.runtime.reason}
@@ -103,7 +107,7 @@ class CounterService:
         Raises:
             BinTallyError: a model cannot be loaded; the server goes on as it was.
         """
-        self._adopt(settings, await asyncio.to_thread(load_models, settings))
+        self._adopt(settings, await asyncio.to_thread(load_models, settings, self._device))
 
     def choose(self, name: str | None, request_id: str) -> tuple[str, Predictor]:
         """The model that a request asks for; if it names none, the first one, or the canary by its share.
@@ -176,12 +180,8 @@ class CounterService:
         return await self._count_admitted(data, name, predictor)
 
     async def _count_admitted(self, data: bytes, name: str, predictor: Predictor) -> Answer:
-        try:
-            with self._admitted():
-                answer = await self._count(data, name, predictor)
-        except Exception as error:
-            self.instruments.refused.labels(refusal_of(error).code).inc()
-            raise
+        with self._admitted():
+            answer = await self._count(data, name, predictor)
         self.instruments.counted.labels(name, answer.counted.count).inc()
         for flag in answer.quality.flags:
             self.instruments.flags.labels(flag).inc()
@@ -202,8 +202,6 @@ class CounterService:
         decoded = time.perf_counter()
         counted = await self.engine(Job(predictor, photo))
         ended = time.perf_counter()
-        if predictor is self.models[DEFAULT_MODEL]:
-            self._ready_until = time.monotonic() + READY_FOR_S
         self.instruments.stage_seconds.labels("decode").observe(decoded - begun)
         self.instruments.stage_seconds.labels("count").observe(ended - decoded)
         return Answer(
@@ -236,13 +234,33 @@ class CounterService:
             return
         self.instruments.shadowed.labels(str(other.count == count).lower()).inc()
 
+    def count_batch(self, jobs: list[Job]) -> list[Counted | CheckpointError]:
+        """`count_jobs` for an engine, in a thread, a batch at a time; notes whether the first model works."""
+        first = [job.predictor is self.models[DEFAULT_MODEL] for job in jobs]
+        is_well = False
+        self._batch_began = time.monotonic()
+        try:
+            results = count_jobs(jobs, self.instruments)
+            is_well = not any(
+                isinstance(one, CheckpointError) for one, mine in zip(results, first, strict=True) if mine
+            )
+        finally:
+            self._batch_began = None
+            if any(first):
+                self._is_well, self._ready_until = is_well, time.monotonic() + READY_FOR_S if is_well else 0.0
+        return results
+
     async def check_ready(self) -> None:
-        """Let the first model count a probe photo, the way of every other photo, if it has answered none for a second.
+        """Let the first model count a probe photo, the way of every other photo, unless it is seen to work.
+
+        A probe waits for all photos before it, which with a slow model takes longer than orchestrators are patient.
 
         Raises:
             CheckpointError: it does not answer with probabilities.
         """
-        if time.monotonic() < self._ready_until:
+        now, began = time.monotonic(), self._batch_began
+        is_at_work = began is not None and now < began + HANGS_S
+        if now < self._ready_until or (self._is_well and is_at_work):
             return
         predictor = self.models[DEFAULT_MODEL]
         await self._count(probe_photo(), DEFAULT_MODEL, predictor)

@@ -1,9 +1,10 @@
 """What a server is told: one value for both engines, the command line, and Ray Serve's config file."""
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -56,7 +57,10 @@ class Settings:
     token_file: str | None = None
     """File with a bearer token per line, any of which opens /v1 and /metrics; None asks for none."""
     cors_origins: tuple[str, ...] = ()
-    """Web origins whose pages may call the API."""
+    """Web origins whose pages may call the API; read at the start alone."""
+    generation: int = 0
+    """Another number has running replicas read checkpoints and tokens again of which only the contents have changed.
+    serve/start.py counts by itself, at each SIGHUP."""
 
     def __post_init__(self) -> None:
         for name, location in self.locations.items():
@@ -69,10 +73,10 @@ class Settings:
         if not 0 <= self.canary_share <= 1:
             raise ConfigError(f"canary_share must lie in 0..1, not {self.canary_share}")
         for limit in ("max_batch_size", "max_in_flight", "request_timeout_s", "body_timeout_s", "max_body_bytes"):
-            if getattr(self, limit) <= 0:
+            if not 0 < getattr(self, limit) < math.inf:
                 raise ConfigError(f"{limit} must be above 0, not {getattr(self, limit)}")
-        if self.batch_wait_s < 0:
-            raise ConfigError(f"batch_wait_s must not be negative, not {self.batch_wait_s}")
+        if not 0 <= self.batch_wait_s < math.inf:
+            raise ConfigError(f"batch_wait_s must be 0 or more, not {self.batch_wait_s}")
         if DEFAULT_MODEL in self.models:
             raise ConfigError(f"models: {DEFAULT_MODEL!r} is the name of `checkpoint`")
         self._check_audit()
@@ -87,6 +91,9 @@ class Settings:
     def locations(self) -> dict[str, str]:
         """Where each model lies, by name."""
         return {DEFAULT_MODEL: self.checkpoint} | self.models
+
+
+_Settings = TypeVar("_Settings", bound=Settings)
 
 
 def split_location(location: str) -> tuple[str, str | None]:
@@ -114,6 +121,20 @@ def settings_from_dict(values: dict[str, object]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}") from None
+
+
+def with_absolute_paths(settings: _Settings) -> _Settings:
+    """The same settings for processes with another working folder; relative paths are taken from that of this one."""
+    return replace(
+        settings,
+        checkpoint=_absolute(settings.checkpoint),
+        models={name: _absolute(place) for name, place in settings.models.items()},
+        token_file=None if settings.token_file is None else _absolute(settings.token_file),
+    )
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
 def read_tokens(token_file: str | None) -> tuple[str, ...]:

@@ -17,18 +17,28 @@ import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import tyro
 
 from bintally.cli import readable_errors
 from bintally.errors import BinTallyError, ConfigError
 from serve.front import FrontConfig
-from serve.settings import Settings, settings_from_dict
+from serve.settings import Settings, settings_from_dict, with_absolute_paths
 
 if TYPE_CHECKING:
+    from serve.front_process import FrontProcess
+    from serve.ray_engine import ServingRay
     from serve.ray_plan import RayPlan
+
+_KINDS: Final[dict[str, tuple[type | tuple[type, ...], str]]] = {
+    "host": (str, "a text"),
+    "gpus_per_replica": ((int, float), "a number"),
+    "settings": (dict, "a mapping"),
+}
+"""What a value of a config file must be; the others are whole numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +55,7 @@ class SettingsFlags(Settings):
             ConfigError: a value is wrong.
         """
         Settings(**{one.name: getattr(self, one.name) for one in fields(self)})
-        return replace(
-            self,
-            checkpoint=_absolute(self.checkpoint),
-            models={name: _absolute(place) for name, place in self.models.items()},
-            token_file=None if self.token_file is None else _absolute(self.token_file),
-        )
+        return with_absolute_paths(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,39 +157,41 @@ def read_config(path: Path) -> dict[str, Any]:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise ConfigError(f"config: {path} needs applications: with one deployment, as serve/config.yaml") from None
     given = {name: value for name, value in read.items() if value is not None}
-    for name in ("port", "replicas", "max_replicas", "target_in_flight"):
-        if not isinstance(given.get(name, 1), int):
-            raise ConfigError(f"config: {name} of {path} must be a whole number, not {given[name]!r}")
+    for name, value in given.items():
+        kind, words = _KINDS.get(name, (int, "a whole number"))
+        if not isinstance(value, kind):
+            raise ConfigError(f"config: {name} of {path} must be {words}, not {value!r}")
     return given
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
 def run_local(args: StartArgs, argv: list[str]) -> None:
     """Serve in this process."""
+    from bintally.ports import free_port
     from serve.front_process import running_front
     from serve.local import serve_local
-    from serve.ports import free_port
-
-    def reread() -> Settings:
-        return parse_args(argv).settings
 
     if not args.front:
         print(f"loading the model, to serve at http://{args.host}:{args.port}", flush=True)
-        serve_local(args.settings, args.host, args.port, reread)
+        serve_local(args.settings, args.host, args.port, lambda: reread(argv).settings)
         return
     port = free_port()
-    with running_front(args.front_config(range(port, port + 1))) as front:
+    ports = range(port, port + 1)
+    with running_front(args.front_config(ports)) as front:
+        new = args
+
+        def reread_settings() -> Settings:
+            nonlocal new
+            new = reread(argv)
+            return new.settings
+
         print(f"loading the model, to serve at {front.config.url}", flush=True)
-        serve_local(args.settings, "127.0.0.1", port, reread)
+        serve_local(args.settings, "127.0.0.1", port, reread_settings, lambda: front.reload(new.front_config(ports)))
 
 
 def run_ray(args: StartArgs, argv: list[str]) -> None:
     """Serve by Ray until a signal ends this process."""
+    from bintally.ports import free_ports
     from serve.front_process import running_front
-    from serve.ports import free_ports
     from serve.ray_engine import serving_ray
 
     num_ports = max(16, 4 * (args.max_replicas or args.replicas))  # some for replicas that are ending or have died
@@ -196,19 +203,45 @@ def run_ray(args: StartArgs, argv: list[str]) -> None:
         serving = stack.enter_context(serving_ray(ray_plan(args, ports)))
         front = stack.enter_context(running_front(args.front_config(ports))) if ports else None
         serving.deploy(ray_plan(args, ports))
+        serving.wait_until_ready()
         print(f"serving at {front.config.url if front else f'http://{args.host}:{args.port}'}", flush=True)
-        while True:
-            if not asked.wait(1):
-                continue
+        for generation in count(args.settings.generation + 1):
+            while not asked.wait(1):
+                pass
             asked.clear()
-            try:
-                args = parse_args(argv)
-                serving.deploy(ray_plan(args, ports))
-                if front and ports:
-                    front.reload(args.front_config(ports))
-                print("reloaded", flush=True)
-            except BinTallyError as error:
-                print(f"error: nothing was reloaded: {error}", file=sys.stderr, flush=True)
+            told = reload_ray(argv, generation, ports, serving, front)
+            print(told, file=sys.stderr if told.startswith("error") else sys.stdout, flush=True)
+
+
+def reload_ray(
+    argv: list[str], generation: int, ports: range | None, serving: "ServingRay", front: "FrontProcess | None"
+) -> str:
+    """Read all again, and serve it; what came of that."""
+    try:
+        args = reread(argv)
+        settings = replace(args.settings, generation=generation)  # else Ray would not see that contents have changed
+        serving.deploy(ray_plan(replace(args, settings=settings), ports))
+    except BinTallyError as error:
+        return f"error: nothing was reloaded: {error}"
+    try:
+        serving.wait_until_ready()
+        if front and ports:
+            front.reload(args.front_config(ports))
+    except BinTallyError as error:
+        return f"error: the models were reloaded, but not all else: {error}"
+    return "reloaded"
+
+
+def reread(argv: list[str]) -> StartArgs:
+    """The flags, over the config file as it is now.
+
+    Raises:
+        ConfigError: a value is wrong, or the file is.
+    """
+    try:
+        return parse_args(argv)
+    except SystemExit:
+        raise ConfigError("flags and config file do not go together any more; the lines above tell why") from None
 
 
 def ray_plan(args: StartArgs, ports: range | None) -> "RayPlan":

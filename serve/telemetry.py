@@ -5,17 +5,20 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
-MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Where all replicas of a node keep their figures, so that any of them answers for all; unset for one process."""
-
+_LOG_BYTES: Final = 100 * 2**20
+_LOG_FILES: Final = 5
 _SECONDS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 access_log: Final = logging.getLogger("bintally.access")
@@ -23,11 +26,20 @@ server_log: Final = logging.getLogger("bintally.server")
 
 
 class Instruments:
-    """The metrics of one process."""
+    """The metrics of one process, or of all replicas on a node."""
 
-    def __init__(self) -> None:
-        if MULTIPROCESS_DIR in os.environ:
-            Path(os.environ[MULTIPROCESS_DIR]).mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path | None = None, node: str = "") -> None:
+        """Make them.
+
+        Args:
+            folder: where all replicas of a node keep their figures, so that any of them answers for all; none for a
+                server of one process.
+            node: its name, which all figures of the folder are labelled with, as those of other nodes come from the
+                same address.
+        """
+        if folder is not None:
+            _share_figures(folder)
+        self._folder, self._node = folder, node
         self._models: set[tuple[str, str, str]] = set()
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
@@ -89,11 +101,11 @@ class Instruments:
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
-        if MULTIPROCESS_DIR not in os.environ:
+        if self._folder is None:
             return generate_latest(self._registry)
-        forget_dead(Path(os.environ[MULTIPROCESS_DIR]))
+        forget_dead(self._folder)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(_Labelled(MultiProcessCollector(None, str(self._folder)), self._node))  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
     def tell_models(self, models: Iterable[tuple[str, str, str]]) -> None:
@@ -104,6 +116,29 @@ class Instruments:
         for labels in now:
             self.model.labels(*labels).set(1)
         self._models |= now
+
+
+@dataclass(frozen=True, slots=True)
+class _Labelled(Collector):
+    """Metrics with a label `node` more."""
+
+    inner: Collector
+    node: str
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self.inner.collect():
+            metric.samples = [one._replace(labels={**one.labels, "node": self.node}) for one in metric.samples]
+            yield metric
+
+
+def _share_figures(folder: Path) -> None:
+    """Have this process keep what its metrics count in a folder.
+
+    prometheus_client decides on that by the environment when it is imported; a replica knows its folder only later.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
 
 
 def forget_dead(folder: Path) -> None:
@@ -133,9 +168,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def log_json(level: int = logging.INFO) -> None:
-    """Write the logs of the server to stderr, as lines of JSON."""
-    handler = logging.StreamHandler(sys.stderr)
+def log_json(path: Path | None = None, level: int = logging.INFO) -> None:
+    """Write the logs of the server as lines of JSON, to a file or to stderr."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if path is not None:
+        handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1)
     handler.setFormatter(JsonLines())
     for logger in (access_log, server_log):
         logger.handlers[:] = [handler]

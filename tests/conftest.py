@@ -3,17 +3,20 @@
 Buckets: a synthetic one always, the real ABID pairs where the machine has them.
 """
 
+import importlib
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import boto3
 import pytest
@@ -25,6 +28,8 @@ install_import_hook(["bintally", "train"], "beartype.beartype")  # checks shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_BUCKET = ROOT.parent / "shared" / "abid" / "bucket"
+
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}  # moto takes anything
 
 # With two processes one runs the searches while the other runs what shares a Ray; short files come last, so that none
 # is left alone with a long one. The server's tests come after all others with a Ray: they turn its authentication off,
@@ -46,7 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> tuple[int, int]:
         name = item.path.stem.removeprefix("test_")
-        part = 2 if item.path.parent.name == "unit" else int("serve" in (item.path.parent.name, name[:5]))
+        folders = item.path.relative_to(ROOT / "tests").parts
+        part = 2 if "unit" in folders else int("serve" in (*folders, name[:5]))
         return part, FIRST.index(name) if part == 0 and name in FIRST else len(FIRST)
 
     items.sort(key=place)
@@ -60,7 +66,8 @@ def _heed_ctrl_c() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test talks to a Ray that happens to run on this machine."""
+    """No test talks to a Ray that happens to run here, or has Ray Train's Ctrl-C, which would start another one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -106,7 +113,7 @@ def running_ray() -> Iterator[dict[str, str]]:
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | S3_KEYS,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -122,19 +129,55 @@ def running_ray() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def join_ray(_own_ray: None, running_ray: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """`join_ray()`: from then on this test's commands join a running Ray, which saves 8 seconds of CPU for each."""
+    """`join_ray()`: from then on this test, and its commands, join a running Ray; that saves 8 CPU-seconds for each."""
 
     def join() -> None:
         for name, value in running_ray.items():
             monkeypatch.setenv(name, value)
+        if "ray" in sys.modules:  # as imported here, it has read RAY_AUTH_MODE already
+            from ray._raylet import Config
+
+            Config.initialize("")
 
     return join
 
 
 @pytest.fixture
 def shared_ray(join_ray: Callable[[], None]) -> None:
-    """All commands of this test join a running Ray; for those whose own Ray is not what the test is about."""
+    """This test and its commands join a running Ray; for those whose own Ray is not what the test is about."""
     join_ray()
+
+
+class Told(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+@pytest.fixture
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Told]]:
+    """`in_process(script, *flags)`: a command in this process, in `tmp_path`.
+
+    For what is refused: a process of its own would import for 1 to 5 seconds of CPU.
+    """
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def call(script: str, *flags: object) -> Told:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        code: int | str | None = 0
+        try:
+            importlib.import_module(script.removesuffix(".py").replace("/", ".")).main()
+        except SystemExit as ended:
+            code = ended.code
+        return Told(code, *capsys.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture(scope="session")
@@ -208,6 +251,19 @@ def s3_bucket(s3_endpoint: str, best_bucket: Path) -> str:
     return "s3://pairs/abid"
 
 
+@pytest.fixture
+def s3_runs(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A folder for runs in a bucket of the S3 server, which the environment names; its s3:// address.
+
+    What commands keep of such runs on this machine is the test's own, below `tmp_path`.
+    """
+    s3_client(s3_endpoint).create_bucket(Bucket="runs")
+    for name, value in (S3_KEYS | {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return f"s3://runs/{tmp_path.name}"
+
+
 def _wait_until_up(endpoint: str) -> None:
     for _ in range(100):
         try:
@@ -236,42 +292,60 @@ def served_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     *_, (_, last) = model.named_parameters()
     torch.nn.init.zeros_(last)  # of the bias alone, all photos would show the same count
     path = tmp_path_factory.mktemp("served") / "checkpoint"
-    save_checkpoint(path, model, recipe, {})
+    save_checkpoint(path, model, recipe, {"val_accuracy": 0.781, "val_within_one": 0.954, "val_num_images": 512})
     calibration = Calibration(
         temperature=0.02,
         thresholds={"0.8": 0.7, "0.9": 0.8, "0.95": 0.9},
         model_version=load_checkpoint(path).version,
-        source="file:///nowhere",
+        source="s3://bins",
         split="val",
         split_by="grouped",
-        num_images=1,
+        num_images=512,
         verify=VerifyThresholds(mismatch=0.1, match=0.3),
     )
     write_calibration(path, calibration)
     return path
 
 
-@pytest.fixture
-def local_server(served_checkpoint: Path) -> Iterator[Callable[..., str]]:
-    """`local_server(**fields_of_settings)`: the URL of a server without Ray, in a thread of this process."""
+@pytest.fixture(scope="session")
+def packed_model(served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which SageMaker would unpack `served_checkpoint`, packed."""
+    from serve.aws.bundle import pack
+
+    folder = tmp_path_factory.mktemp("packed")
+    pack(served_checkpoint, folder / "model.tar.gz")
+    with tarfile.open(folder / "model.tar.gz") as tar:
+        tar.extractall(folder / "model", filter="data")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def serve_locally(served_checkpoint: Path) -> Callable[..., AbstractContextManager[str]]:
+    """`with serve_locally(**fields_of_settings) as url`: a server without Ray, in a thread of this process."""
     import uvicorn
 
     from serve.local import build_local
     from serve.settings import Settings
 
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(**settings: object) -> str:
+    @contextmanager
+    def run(**settings: object) -> Iterator[str]:
         app, _ = build_local(Settings(**({"checkpoint": str(served_checkpoint)} | settings)))  # type: ignore[arg-type]
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
-        running.append((server, thread))
         while not server.started and thread.is_alive():
             time.sleep(0.01)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
 
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(timeout=10)
+    return run
+
+
+@pytest.fixture
+def local_server(serve_locally: Callable[..., AbstractContextManager[str]]) -> Iterator[Callable[..., str]]:
+    """`local_server(**fields_of_settings)`: the URL of a server that ends with the test."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(serve_locally(**settings))

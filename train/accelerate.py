@@ -7,7 +7,6 @@ does on val photos is kept; the fastest of it is what the server counts by. Take
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import tyro
 
@@ -22,8 +21,8 @@ from data.args import ReadArgs, SourceArgs
 class AccelerateArgs:
     """Make graphs that count faster on CPUs, check them, and store them in the checkpoint for the server."""
 
-    checkpoint: Path
-    """Checkpoint folder: model.safetensors, config.json, metrics.json."""
+    checkpoint: str
+    """Checkpoint: a folder with model.safetensors, config.json, metrics.json, or s3://bucket/prefix."""
     num_cpus: int | None = None
     """Logical CPUs of a Ray started here. Default: the machine's cores."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
@@ -52,18 +51,20 @@ def main() -> None:
         args = tyro.cli(AccelerateArgs, description=__doc__)
         read = args.read.resolve()
         from bintally.checkpoint import load_checkpoint  # heavy imports only after the flags are parsed
+        from data.s3_folder import local_copy
         from train.runtimes import AcceleratePlan, accelerate
 
-        checkpoint = load_checkpoint(args.checkpoint)
-        accelerate(
-            AcceleratePlan(
-                checkpoint_dir=args.checkpoint.resolve(),
-                checkpoint=checkpoint,
-                data=args.resolve(checkpoint.recipe),
-                read=read,
-                num_cpus=args.num_cpus,
+        with local_copy(args.checkpoint, "checkpoint") as checkpoint_dir:
+            checkpoint = load_checkpoint(checkpoint_dir)
+            accelerate(
+                AcceleratePlan(
+                    checkpoint_dir=checkpoint_dir.resolve(),
+                    checkpoint=checkpoint,
+                    data=args.resolve(checkpoint.recipe),
+                    read=read,
+                    num_cpus=args.num_cpus,
+                )
             )
-        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ class WeightAverage:
         self._decay = decay
         self._num_updates = 0
         self._averages = [parameter.detach().clone() for parameter in model.parameters()]
+        self._raw: list[Tensor] = []
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -25,12 +26,22 @@ class WeightAverage:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Have the averages in the model for a while, as to score or save it."""
-        raw = [parameter.detach().clone() for parameter in model.parameters()]
+        outer, self._raw = self._raw, [parameter.detach().clone() for parameter in model.parameters()]
         _copy(self._averages, model)
         try:
             yield
         finally:
-            _copy(raw, model)
+            _copy(self._raw, model)
+            self._raw = outer
+
+    @contextmanager
+    def lifted(self, model: nn.Module) -> Iterator[None]:
+        """Within `applied`, have the raw weights back for a while."""
+        _copy(self._raw, model)
+        try:
+            yield
+        finally:
+            _copy(self._averages, model)
 
     def state_dict(self) -> dict[str, object]:
         """What `load_state_dict` takes."""

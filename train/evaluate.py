@@ -16,16 +16,17 @@ from bintally.cli import readable_errors
 from bintally.config import Recipe
 from bintally.errors import ConfigError
 from bintally.source_config import DataConfig
-from data.args import ReadArgs, SourceArgs, new_run_dir
+from data.args import ReadArgs, SourceArgs
 from data.split import Split
+from train.mirror import open_run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateArgs:
     """Score a checkpoint on one split of a bucket, or on all of it."""
 
-    checkpoint: Path
-    """Checkpoint folder: model.safetensors, config.json, metrics.json."""
+    checkpoint: str
+    """Checkpoint: a folder with model.safetensors, config.json, metrics.json, or s3://bucket/prefix."""
     split: Split | Literal["all"] = "test"
     """Which split to score; all is the whole bucket, also what was trained on."""
     calibrate: bool = False
@@ -34,8 +35,8 @@ class EvaluateArgs:
     """Count the mirrored photos, too: twice the arithmetic, for the figures of test-time augmentation."""
     reviewed: Path | None = None
     """Folder of reviewed_{checked,semi_invalid,invalid}.json, for figures by what people said of the photos."""
-    run_dir: Path | None = None
-    """Output folder. Default: a new one under runs/. A stopped command goes on in its folder."""
+    run_dir: str | None = None
+    """Output folder, or s3://bucket/prefix. Default: a new one under runs/. A stopped command goes on there."""
     use_gpu: bool = False
     """Count on the cluster's GPUs, an actor on each."""
     num_cpus: int | None = None
@@ -61,24 +62,27 @@ def main() -> None:
         args = tyro.cli(EvaluateArgs, description=__doc__)
         read = args.read.resolve()
         from bintally.checkpoint import load_checkpoint  # heavy imports only after the flags are parsed
+        from data.s3_folder import local_copy
         from train.evaluate_slices import read_reviewed
         from train.scoring import EvaluatePlan, evaluate
 
-        checkpoint = load_checkpoint(args.checkpoint)
-        plan = EvaluatePlan(
-            checkpoint_dir=args.checkpoint.resolve(),
-            checkpoint=checkpoint,
-            data=args.resolve(checkpoint.recipe),
-            split=args.split,
-            run_dir=Path(),  # made last, so that a refused command leaves none
-            read=read,
-            tta=args.tta,
-            use_gpu=args.use_gpu,
-            num_cpus=args.num_cpus,
-            calibrate=args.calibrate,
-            reviewed=read_reviewed(args.reviewed) if args.reviewed else None,
-        )
-        evaluate(replace(plan, run_dir=new_run_dir(args.run_dir, "evaluate")))
+        with local_copy(args.checkpoint, "checkpoint") as checkpoint_dir:
+            checkpoint = load_checkpoint(checkpoint_dir)
+            plan = EvaluatePlan(
+                checkpoint_dir=checkpoint_dir.resolve(),
+                checkpoint=checkpoint,
+                data=args.resolve(checkpoint.recipe),
+                split=args.split,
+                run_dir=Path(),  # made last, so that a refused command leaves none
+                read=read,
+                tta=args.tta,
+                use_gpu=args.use_gpu,
+                num_cpus=args.num_cpus,
+                calibrate=args.calibrate,
+                reviewed=read_reviewed(args.reviewed) if args.reviewed else None,
+            )
+            with open_run(args.run_dir, "evaluate") as run:
+                evaluate(replace(plan, run_dir=run.folder, place=run.place))
 
 
 if __name__ == "__main__":

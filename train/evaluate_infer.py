@@ -1,26 +1,22 @@
 """Batch inference with Ray Data: ids in, a row of predictions per bin out, the photos never leave the tasks.
 
-    ids without a row -> fetched and decoded -> counted, mirrored too, and measured -> parts on disk
-
-On CPUs, counting is fused with decoding, and each process loads the model once. With GPUs, one actor per GPU holds it.
+ids without a row -> fetched and decoded -> counted, mirrored too, and measured -> parts on disk
 """
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
-import ray
 from jaxtyping import Float, UInt8
 from ray.data import Dataset
 from ray.exceptions import RayError
 
 from bintally.batch import COUNT, HEIGHT, ID, IMAGE, POSITION, WIDTH, ArrayBatch
 from bintally.checkpoint import Checkpoint
-from bintally.errors import ClusterTooSmallError
 from bintally.quality import LUMA, measure_sharpness
 from bintally.source_config import DataConfig
 from data.args import ReadArgs
@@ -31,12 +27,9 @@ from data.pipeline import stream_rows
 from data.progress import say
 from data.reporting import progress_of
 from data.session import unwrap
+from train.counting import TASK_ROWS, count_by
 from train.evaluate_parts import BRIGHTNESS, FLIPPED, PROBABILITIES, REASON, SCHEMA, SHARPNESS, PredictionParts
 
-BATCH: Final = 64
-TASK_ROWS: Final = (
-    128  # a slow network on a CPU takes seconds for so many: what is shown and written comes in these steps
-)
 PART_ROWS: Final = 8_192
 PART_S: Final = 15.0  # what a kill costs at most
 TRANSIENT: Final = "fetch_failed"
@@ -67,7 +60,7 @@ def infer(ids: Sequence[str], spec: InferSpec, read: ReadArgs, parts: Prediction
 
     Raises:
         SourceError: the bucket cannot be read, or too much of it is lost.
-        ClusterTooSmallError: GPUs were asked for, and there is none.
+        ClusterTooSmallError: GPUs were asked for, and there will be none.
     """
     done = parts.read()
     ledger = DropLedger.start(max_faults=read.max_faults(len(ids)))
@@ -87,15 +80,7 @@ def infer(ids: Sequence[str], spec: InferSpec, read: ReadArgs, parts: Prediction
 
 def _plan(todo: Sequence[str], spec: InferSpec, fetch: FetchSpec) -> Dataset:
     rows = stream_rows(put_ids(list(todo), spec.data), fetch, with_sizes=True, block_rows=TASK_ROWS)
-    model = ray.put(spec.checkpoint)
-    if not spec.use_gpu:
-        return rows.map_batches(partial(count_on_cpu, model=model, tta=spec.tta), batch_size=BATCH)
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    if not num_gpus:
-        raise ClusterTooSmallError("--use-gpu, but no node of this Ray has a GPU")
-    return rows.map_batches(
-        GpuCounter, fn_constructor_args=(model, spec.tta), batch_size=BATCH, num_gpus=1, concurrency=num_gpus
-    )
+    return count_by(rows, [spec.checkpoint], partial(count_rows, tta=spec.tta), use_gpu=spec.use_gpu)
 
 
 def _infer_todo(todo: Sequence[str], plan: Dataset, ledger: DropLedger, parts: PredictionParts) -> None:
@@ -132,31 +117,6 @@ def _infer_todo(todo: Sequence[str], plan: Dataset, ledger: DropLedger, parts: P
 def dropped_rows(reasons: dict[str, str]) -> pa.Table:
     """A row for each dropped bin, with nothing but its reason."""
     return pa.Table.from_pylist([{ID: bin_id, REASON: reason} for bin_id, reason in reasons.items()], schema=SCHEMA)
-
-
-@lru_cache(maxsize=1)
-def _load(model: Any) -> Checkpoint:  # noqa: ANN401  # a reference into Ray's object store
-    """The model, once per process."""
-    checkpoint: Checkpoint = ray.get(model)
-    return checkpoint
-
-
-def count_on_cpu(batch: ArrayBatch, *, model: Any, tta: bool) -> pa.Table:  # noqa: ANN401  # as _load
-    """Count one batch of rows of the stream."""
-    return count_rows(batch, _load(model), tta=tta)
-
-
-class GpuCounter:
-    """One actor with one GPU."""
-
-    def __init__(self, model: Any, tta: bool) -> None:  # noqa: ANN401  # as _load
-        loaded: Checkpoint = ray.get(model)
-        self._checkpoint = replace(loaded, model=loaded.model.to("cuda"))
-        self._tta = tta
-
-    def __call__(self, batch: ArrayBatch) -> pa.Table:
-        """Count one batch of rows of the stream."""
-        return count_rows(batch, self._checkpoint, tta=self._tta)
 
 
 def count_rows(batch: ArrayBatch, checkpoint: Checkpoint, *, tta: bool) -> pa.Table:

@@ -1,13 +1,11 @@
 """Several checkpoints count the same photos in one pass, so that each photo is fetched and decoded once."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from ray.data import Dataset
 from ray.exceptions import RayError
@@ -26,7 +24,7 @@ from data.progress import say
 from data.session import unwrap
 from data.training_rows import SplitRows
 from train.bootstrap import Bootstrap, intervals_of
-from train.evaluate_infer import BATCH, TASK_ROWS
+from train.counting import TASK_ROWS, count_by
 
 _MODEL: Final = "probabilities_{}"  # column of one checkpoint
 
@@ -52,7 +50,11 @@ class Counted:
 
 
 def count_stored(rows: SplitRows, spec: FetchSpec, checkpoints: Sequence[Checkpoint], *, use_gpu: bool) -> Counted:
-    """Count the rows that trainings read: from the object store, or, where they do not fit, streamed once more."""
+    """Count the rows that trainings read: from the object store, or, where they do not fit, streamed once more.
+
+    Raises:
+        ClusterTooSmallError: GPUs were asked for, and there will be none.
+    """
     kept = rows.stored.dataset() if rows.stored is not None else stream_rows(rows.ids, spec)
     return _count(kept, checkpoints, use_gpu=use_gpu)
 
@@ -64,6 +66,7 @@ def count_split(
 
     Raises:
         SourceError: the bucket cannot be read, too much of it is lost, or no row is usable.
+        ClusterTooSmallError: GPUs were asked for, and there will be none.
     """
     data = checkpoints[0].recipe.data
     ledger = DropLedger.start(max_faults=read.max_faults(len(ids)))
@@ -76,14 +79,7 @@ def count_split(
 
 
 def _count(rows: Dataset, checkpoints: Sequence[Checkpoint], *, use_gpu: bool) -> Counted:
-    models = ray.put(list(checkpoints))
-    if use_gpu:
-        num_gpus = int(ray.cluster_resources().get("GPU", 0))
-        plan = rows.map_batches(
-            CountEachOnGpu, fn_constructor_args=(models,), batch_size=BATCH, num_gpus=1, concurrency=num_gpus
-        )
-    else:
-        plan = rows.map_batches(partial(count_each_on_cpu, models=models), batch_size=BATCH)
+    plan = count_by(rows, checkpoints, count_each, use_gpu=use_gpu)
     try:
         batches = list(cast("Iterable[pa.Table]", plan.iter_batches(batch_size=None, batch_format="pyarrow")))
     except RayError as error:
@@ -104,30 +100,7 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return values.reshape(len(column), -1)
 
 
-@lru_cache(maxsize=1)
-def _load(models: Any) -> list[Checkpoint]:  # noqa: ANN401  # a reference into Ray's object store
-    """The models, once per process."""
-    loaded: list[Checkpoint] = ray.get(models)
-    return loaded
-
-
-def count_each_on_cpu(batch: ArrayBatch, *, models: Any) -> pa.Table:  # noqa: ANN401  # as _load
-    """Count one batch by every model."""
-    return count_each(batch, _load(models))
-
-
-class CountEachOnGpu:
-    """One actor with one GPU."""
-
-    def __init__(self, models: Any) -> None:  # noqa: ANN401  # as _load
-        self._checkpoints = [replace(one, model=one.model.to("cuda")) for one in ray.get(models)]
-
-    def __call__(self, batch: ArrayBatch) -> pa.Table:
-        """Count one batch by every model."""
-        return count_each(batch, self._checkpoints)
-
-
-def count_each(batch: ArrayBatch, checkpoints: Sequence[Checkpoint]) -> pa.Table:
+def count_each(batch: ArrayBatch, *checkpoints: Checkpoint) -> pa.Table:
     """Id, expected count, and the probabilities by each checkpoint."""
     images = batch[IMAGE]
     predicted = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import data.report_html
+from bintally.verify import percent
 from data.report_html import bullets, paragraph, photo, section, text, tiles
 from data.report_photos import ShownPhoto
 from train.evaluate_chapters import (
@@ -153,14 +154,10 @@ def worst_section(worst: Sequence[Mistake]) -> str:
             one.photo,
             alt=f"Bin {one.bin_id}; expected {one.expected}, counted {one.counted}",
             caption=(
-                f"<b>{text(one.bin_id)}</b><br>expected {one.expected} ({_share(one.probability_expected)})<br>"
-                f'<span class="tag">counted {one.counted}</span> ({_share(one.probability_counted)})'
+                f"<b>{text(one.bin_id)}</b><br>expected {one.expected} ({percent(one.probability_expected)})<br>"
+                f'<span class="tag">counted {one.counted}</span> ({percent(one.probability_counted)})'
             ),
         )
         for one in worst
     )
     return section("worst", "Worst mistakes", paragraph(intro), f'<div class="photos">{figures}</div>')
-
-
-def _share(probability: float) -> str:
-    return "under 0.1 %" if probability < 0.001 else f"{probability:.1%}"

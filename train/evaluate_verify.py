@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bintally.calibration import Calibration
+from bintally.calibration import TOLD, Calibration
 from bintally.verify import MAX_SLIP, tamper, verify_figures
 
 SHARES: Final = (0.02, 0.05)
@@ -21,11 +21,12 @@ def audit_figures(probabilities: np.ndarray, counts: np.ndarray, calibration: Ca
     """
     thresholds = None if calibration is None else calibration.verify
     calibrated = probabilities if calibration is None else calibration.apply(probabilities)
+    ranges = None if calibration is None else calibration.ranges(calibrated, TOLD)
     max_count = probabilities.shape[1] - 1
 
     def draws(share: float) -> list[dict[str, Any]]:
         records = (tamper(counts, share, seed, max_count=max_count) for seed in range(NUM_SEEDS))
-        return [verify_figures(calibrated, one, counts, thresholds) for one in records]
+        return [verify_figures(calibrated, one, counts, thresholds, ranges) for one in records]
 
     return {
         "num_seeds": NUM_SEEDS,

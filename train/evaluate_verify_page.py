@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bintally.verify import percent
 from data.report_html import chart, paragraph, section, table
 from train.evaluate_chapters import Charts, Summary
 
@@ -71,9 +72,9 @@ def _verdicts(thresholds: dict[str, float] | None, tampered: Mapping[str, Any]) 
     if thresholds is None:
         return [paragraph("Nothing is decided: the checkpoint has no thresholds; <code>--calibrate</code> fits them.")]
     intro = (
-        f"Verdicts: <b>mismatch</b> where p(match) is below {thresholds['mismatch']:.1%}, <b>match</b> above"
-        f" {thresholds['match']:.1%}, else <b>review</b>. On photos like those of the fit, at most"
-        f" {thresholds['false_alarms']:.0%} of the right records should be called mismatches, and at most"
+        f"Verdicts: <b>mismatch</b> where p(match) is below {percent(thresholds['mismatch'])}, <b>match</b> above"
+        f" {percent(thresholds['match'])} and in the 90 % range, else <b>review</b>. On photos like those of the fit,"
+        f" at most {thresholds['false_alarms']:.0%} of the right records should be called mismatches, and at most"
         f" {thresholds['misses']:.0%} of all records that are off by one or two matches."
     )
     names = ("match", "review", "mismatch", "false_alarms", "misses")

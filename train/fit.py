@@ -13,9 +13,10 @@ from pathlib import Path
 import tyro
 
 from bintally.cli import readable_errors
-from bintally.config import Recipe, read_recipe, with_settings
+from bintally.config import Recipe, parse_recipe, read_recipe, with_settings
 from bintally.recipes import get_recipe
-from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
+from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, absolute_weights, is_remote
+from train.mirror import open_run
 from train.tracking import TrackerName, check_trackers
 
 
@@ -25,8 +26,8 @@ class FitArgs:
 
     recipe: str = "baseline_resnet34"
     """Named recipe of bintally/recipes.py."""
-    recipe_file: Path | None = None
-    """A recipe as JSON, as the best.json of a search; instead of --recipe."""
+    recipe_file: str | None = None
+    """A recipe as JSON, such as the best.json of a search, also s3://bucket/prefix/best.json; instead of --recipe."""
     lr: float | None = None
     """Peak learning rate. Default: the recipe's."""
     batch_size: int | None = None
@@ -40,11 +41,11 @@ class FitArgs:
     balanced: bool = False
     """Visit every count equally often."""
     set: tuple[str, ...] = ()
-    """Other fields of the recipe, as `optim.schedule=step model.head=corn`; a run's recipe.json shows them all."""
+    """Other fields of the recipe, such as `optim.schedule=step model.head=corn`; a run's recipe.json shows them all."""
     track: tuple[TrackerName, ...] = ()
     """Also record the epochs for tensorboard, or mlflow (an extra), or both."""
-    run_dir: Path | None = None
-    """Folder of the run. Default: a new one under runs/. An interrupted run continues in its folder."""
+    run_dir: str | None = None
+    """Folder of the run, or s3://bucket/prefix. Default: a new one under runs/. An interrupted run continues there."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
     read: tyro.conf.OmitArgPrefixes[ReadArgs] = field(default_factory=ReadArgs)
@@ -56,7 +57,7 @@ class FitArgs:
         Raises:
             ConfigError: the recipe is unknown, or a value is out of range.
         """
-        named = read_recipe(self.recipe_file) if self.recipe_file else get_recipe(self.recipe)
+        named = self._recipe_of_file(self.recipe_file) if self.recipe_file else get_recipe(self.recipe)
         recipe = self.model.apply(self.bucket.apply(named))
         optim = replace(
             recipe.optim,
@@ -73,7 +74,15 @@ class FitArgs:
             epoch_fraction=recipe.epoch_fraction if self.epoch_fraction is None else self.epoch_fraction,
             balanced=self.balanced or recipe.balanced,
         )
-        return with_settings(changed, self.set)
+        chosen = with_settings(changed, self.set)
+        return replace(chosen, model=replace(chosen.model, weights=absolute_weights(chosen.model.weights)))
+
+    def _recipe_of_file(self, path: str) -> Recipe:
+        if not is_remote(path, "recipe_file"):
+            return read_recipe(Path(path))
+        from data.s3_folder import read_object  # heavy, and only for this
+
+        return parse_recipe(read_object(path, "recipe_file"), origin=path)
 
 
 def main() -> None:
@@ -84,7 +93,8 @@ def main() -> None:
         check_trackers(args.track)
         from train.run import fit  # heavy imports only after the flags are known to be good
 
-        fit(recipe, read, resources, new_run_dir(args.run_dir, "fit"), args.track)
+        with open_run(args.run_dir, "fit") as run:
+            fit(recipe, read, resources, run.folder, args.track, run.place)
 
 
 if __name__ == "__main__":

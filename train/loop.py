@@ -1,6 +1,5 @@
 """What each training worker runs, top to bottom: batches in, one report with a checkpoint per epoch out."""
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +12,13 @@ from torch import Tensor, nn
 
 from bintally.batch import COUNT, PADDING, ArrayBatch
 from bintally.config import Recipe, recipe_from_dict
+from bintally.errors import NoUsableRowsError
 from bintally.loss import class_weights
 from bintally.metrics import CountTally
 from bintally.model import build_model
 from data.feed import Feed, FeedSpec
 from train.ema import WeightAverage
-from train.figures import DIVERGED, Keep, worst_figures
+from train.figures import Keep, epoch_figures, worst_figures
 from train.health import check
 from train.health_config import HealthConfig
 from train.health_record import read_epoch
@@ -26,14 +26,12 @@ from train.health_system_rules import stall_finding
 from train.memory import with_fitting_batches
 from train.monitor import Monitor
 from train.news import News
-from train.optim import build_optimizer, build_schedule, set_train_mode, set_trained, trained_changes
+from train.optim import Schedule, build_optimizer, set_train_mode, set_trained, trained_changes
 from train.state import Fit, Progress, report, report_partial, resume
 from train.step import Stepper, on_device
-from train.workers import Worker
+from train.workers import Notice, Worker
 
-CONTROL_STEPS: Final = (
-    8  # between two looks at the clock and at what the GPU found, each of which waits for all workers
-)
+CONTROL_STEPS: Final = 8  # between two looks at the clock and at what the GPU found; each waits for all workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +39,8 @@ class LoopConfig:
     """What the loop needs to know."""
 
     recipe: Recipe
-    num_train: int
-    """Training rows of an epoch over all workers; sets the length of the learning-rate schedule."""
+    num_ids: int
+    """Of a training epoch, with those that turn out to be unusable."""
     train: FeedSpec
     """What an epoch trains on."""
     val: FeedSpec
@@ -85,6 +83,7 @@ class Run:
     config: LoopConfig
     fit: Fit
     worker: Worker
+    notice: Notice
     monitor: Monitor
     train: Feed
     val: Feed
@@ -99,7 +98,8 @@ def train_loop(values: dict[str, Any]) -> None:
     if recipe.compute.fit_memory:
         fit = with_fitting_batches(fit, worker)
     with _monitor(config, fit, worker, progress) as monitor:
-        run = Run(config, fit, worker, monitor, _open_feed(config.train, "train"), _open_feed(config.val, "val"))
+        feeds = _open_feed(config.train, "train", worker), _open_feed(config.val, "val", worker)
+        run = Run(config, fit, worker, Notice(worker, config.news, config.name), monitor, *feeds)
         model: nn.Module | None = None
         while progress.epoch <= recipe.max_epochs and not _had_enough(recipe, progress):
             if model is None or trained_changes(fit.model, recipe.optim, progress.epoch):
@@ -112,8 +112,12 @@ def train_loop(values: dict[str, Any]) -> None:
                 ray.train.report(_diverged_metrics(progress.epoch, str(error)))
                 return
             train_s = time.monotonic() - started
-            tally = _validate(run, progress.epoch)
-            metrics = _epoch_metrics(trained, tally) | {
+            tally = _validate(run, trained)
+            metrics = {
+                "epoch": trained.epoch,
+                "num_images": trained.num_images,
+                **epoch_figures(trained.loss_sum / trained.num_images, tally.summary()),
+                "num_workers": worker.num_workers,
                 "lr": fit.optimizer.param_groups[-1]["lr"],
                 "train_s": train_s,
                 "epoch_s": time.monotonic() - started,
@@ -123,7 +127,7 @@ def train_loop(values: dict[str, Any]) -> None:
                 progress.epoch, val_loss=metrics["val_nll"], val_confusion=tally.confusion.tolist()
             )
             fit.schedule.end_epoch(metrics["val_nll"])
-            progress = progress.after_epoch(metrics["val_nll"], health)
+            progress = trained.after_epoch(metrics["val_nll"], health)
             findings = check([read_epoch(epoch) for epoch in progress.health], HealthConfig(stalled_s=config.stalled_s))
             with monitor.phase("checkpoint"):
                 report(metrics | {"health": health, "findings": [asdict(one) for one in findings]}, fit, progress)
@@ -142,21 +146,17 @@ def _start(config: LoopConfig, worker: Worker) -> Fit:
     if recipe.compute.compile:
         model.compile()
     optimizer = build_optimizer(model, recipe.optim)
-    steps_per_epoch = math.ceil(config.num_train / recipe.optim.global_batch_size)
-    schedule = build_schedule(
-        optimizer, recipe.optim, num_steps=recipe.max_epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
-    )
+    schedule = Schedule(optimizer, recipe.optim, recipe.max_epochs)
     average = WeightAverage(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
     return Fit(recipe, model, optimizer, schedule, average)
 
 
 def _monitor(config: LoopConfig, fit: Fit, worker: Worker, progress: Progress) -> Monitor:
-    steps_per_epoch = math.ceil(config.num_train / config.recipe.optim.global_batch_size)
     return Monitor(
         fit.model,
         worker.device,
         num_classes=config.recipe.data.num_classes,
-        steps_done=(progress.epoch - 1) * steps_per_epoch + progress.step,
+        steps_done=progress.steps_before + progress.step,
         launched=config.launched,
         stalled_s=config.stalled_s,
         on_stall=partial(_tell_stall, config) if worker.rank == 0 else None,
@@ -170,9 +170,8 @@ def _tell_stall(config: LoopConfig, step: int, seconds: float) -> None:
         config.news.put(f"{config.name}: {finding.saw} after step {step}, and still none; {finding.advice}")
 
 
-def _open_feed(spec: FeedSpec, split: str) -> Feed:
-    shard = None if spec.stored else ray.train.get_dataset_shard(split)
-    return spec.open(ray.train.get_context().get_world_rank(), shard)
+def _open_feed(spec: FeedSpec, split: str, worker: Worker) -> Feed:
+    return spec.open(worker.rank, worker.num_workers, None if spec.stored else ray.train.get_dataset_shard(split))
 
 
 def _had_enough(recipe: Recipe, progress: Progress) -> bool:
@@ -185,18 +184,26 @@ def _train_epoch(run: Run, model: nn.Module, progress: Progress) -> Progress:
 
     Raises:
         DivergedError: a gradient was not finite; on all workers alike.
+        NoUsableRowsError: there was not one row; on all workers alike.
     """
     fit, worker, monitor = run.fit, run.worker, run.monitor
     set_train_mode(model)
     stepper = Stepper(fit, model, worker, monitor, _weights_of(run), progress.epoch)
-    batches = on_device(
-        _seen(run.train.epoch(progress.epoch, start=progress.position), monitor), worker.device, monitor
-    )
     before, num_images = progress, 0
     loss_sum = torch.zeros((), dtype=torch.float64, device=worker.device)
     unchecked: list[tuple[list[str], Tensor]] = []  # what the steps since the last look were of
     saved = time.monotonic()
-    for batch in monitor.steps(batches):
+
+    def store() -> None:
+        _check_finite(worker, unchecked, progress)  # nobody could go on from a checkpoint that has diverged
+        unchecked.clear()
+        with monitor.phase("checkpoint"):
+            report_partial(fit, _with_sums(progress, before, worker, loss_sum, num_images), run.config.keep)
+
+    feed = run.train.epoch(progress.epoch, start=progress.position, on_wait=run.notice.in_wait(store))
+    for batch in monitor.steps(on_device(_seen(feed, monitor), worker.device, monitor)):
+        begin, end = (progress.epoch - 1 + at / run.config.num_ids for at in (progress.position, batch.next_position))
+        fit.schedule.begin_step(begin, end)
         loss, norm = stepper.step(batch, progress.step)
         loss_sum += loss  # on the device: reading it here would wait for the GPU at every step
         num_images += len(batch.ids)
@@ -205,14 +212,15 @@ def _train_epoch(run: Run, model: nn.Module, progress: Progress) -> Progress:
         if progress.step % CONTROL_STEPS == 0:
             _check_finite(worker, unchecked, progress)
             unchecked.clear()
-            if worker.any(worker.rank == 0 and time.monotonic() - saved >= run.config.checkpoint_s):
-                with monitor.phase("checkpoint"):
-                    sums = _with_sums(progress, before, worker, loss_sum, num_images)
-                    report_partial(fit, sums, run.config.keep)
+            due = time.monotonic() - saved >= run.config.checkpoint_s
+            if run.notice.came() or worker.any(worker.rank == 0 and due):
+                store()
                 saved = time.monotonic()
     _check_finite(worker, unchecked, progress)
     worker.share_buffers(fit.model)
-    return _with_sums(progress, before, worker, loss_sum, num_images)
+    trained = _with_sums(progress, before, worker, loss_sum, num_images)
+    _check_any("train", trained.num_images)
+    return trained
 
 
 def _seen(batches: Iterable[ArrayBatch], monitor: Monitor) -> Iterator[ArrayBatch]:
@@ -255,35 +263,35 @@ def _check_finite(worker: Worker, steps: Sequence[tuple[list[str], Tensor]], pro
 
 
 @torch.inference_mode()
-def _validate(run: Run, epoch: int) -> CountTally:
+def _validate(run: Run, trained: Progress) -> CountTally:
     """The score of the weights that are kept, over all workers."""
     fit, worker, monitor = run.fit, run.worker, run.monitor
+
+    def store() -> None:
+        with fit.learning():
+            report_partial(fit, trained, run.config.keep)
+
     fit.model.eval()
     tally = CountTally.empty(fit.recipe.data.num_classes)
+    feed = run.val.epoch(trained.epoch, on_wait=run.notice.in_wait(store))
     with monitor.phase("validation"), fit.averaged():
-        for batch in monitor.alive(on_device(run.val.epoch(epoch), worker.device, monitor)):
+        for batch in monitor.alive(on_device(feed, worker.device, monitor)):
             real = batch.counts != PADDING
             if batch.ids:
                 with torch.autocast(worker.device.type, torch.bfloat16, enabled=fit.recipe.compute.precision == "bf16"):
                     outputs = fit.model(batch.images[real])
                 tally = tally + CountTally.of(fit.model.log_probabilities(outputs), batch.counts[real])
-        return CountTally.from_vector(worker.sum(tally.to_vector()))
+        whole = CountTally.from_vector(worker.sum(tally.to_vector()))
+    _check_any("val", whole.num_images)
+    return whole
 
 
-def _epoch_metrics(trained: Progress, tally: CountTally) -> dict[str, Any]:
-    """The figures of one epoch, finite even if the training diverged."""
-    train_loss = trained.loss_sum / max(1, trained.num_images)
-    summary = tally.summary()
-    scores = {f"val_{name}": summary[name] for name in ("nll", "accuracy", "within_one", "rmse", "mae")}
-    if not math.isfinite(summary["nll"]):  # what such weights answer is chance, even if it happens to be right
-        worst = worst_figures()
-        scores = {name: worst[name] for name in scores}
-    return {
-        "epoch": trained.epoch,
-        "train_loss": train_loss if math.isfinite(train_loss) else DIVERGED,
-        **scores,
-        "val_num_images": summary["num_images"],
-    }
+def _check_any(split: str, num_rows: int) -> None:
+    """End a training on a stream that turned out to be empty."""
+    if num_rows == 0:
+        raise NoUsableRowsError(
+            f"no usable row in the {split} split; the drop table says why: change ids, max_images, max_count, split_by"
+        )
 
 
 def _diverged_metrics(epoch: int, reason: str) -> dict[str, Any]:

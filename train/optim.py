@@ -1,7 +1,6 @@
 """Optimiser, learning-rate schedule, and which layers are trained."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -39,33 +38,34 @@ def _parameter_groups(model: Counter, config: OptimConfig) -> list[dict[str, Any
     ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Horizon:
-    """How long a training is, in optimiser steps."""
-
-    num_steps: int
-    """Of the whole training."""
-    steps_per_epoch: int
-
-
 class Schedule:
-    """Sets the learning rate of all groups: by the step, and for `plateau` by the validation figures."""
+    """Sets the learning rate of all groups: by how far the training is, and for `plateau` by the validation figures.
 
-    def __init__(self, optimizer: Optimizer, config: OptimConfig, horizon: Horizon) -> None:
+    How far is counted in epochs, by positions in their order of ids: so rates are the same whatever is dropped on the
+    way and whenever that becomes known.
+    """
+
+    def __init__(self, optimizer: Optimizer, config: OptimConfig, max_epochs: int) -> None:
+        """A new one.
+
+        Args:
+            optimizer: newly built, its groups at their peak rates; a state is loaded into it afterwards.
+            config: the kind of schedule.
+            max_epochs: of the whole training.
+        """
         self._optimizer = optimizer
         self._config = config
-        self._horizon = horizon
+        self._max_epochs = max_epochs
         self._peaks = [group["lr"] for group in optimizer.param_groups]
-        self._step = 0
         self._best_nll = math.inf
         self._num_stale = 0
         self._factor = 1.0
-        self._apply()
 
-    def step(self) -> None:
-        """An optimiser step is done: set the rate of the next one."""
-        self._step += 1
-        self._apply()
+    def begin_step(self, begin: float, end: float) -> None:
+        """Set the rate of the step from `begin` to `end`, both in epochs since the begin of the training."""
+        share = self._factor * lr_share(begin, end, self._config, self._max_epochs)
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
 
     def end_epoch(self, val_nll: float) -> None:
         """An epoch was scored, alike on all workers. Only `plateau` heeds it."""
@@ -77,52 +77,34 @@ class Schedule:
         if self._num_stale >= self._config.step_epochs:
             self._factor *= self._config.step_factor
             self._num_stale = 0
-        self._apply()
 
     def state_dict(self) -> dict[str, int | float]:
         """What a restarted training needs to go on."""
         return {
-            "step": self._step,
             "best_nll": self._best_nll,
             "num_stale": self._num_stale,
             "factor": self._factor,
         }
 
     def load_state_dict(self, state: dict[str, int | float]) -> None:
-        """Go on from there; also sets the rate of the next step."""
-        self._step, self._num_stale = int(state["step"]), int(state["num_stale"])
+        """Go on from there."""
+        self._num_stale = int(state["num_stale"])
         self._best_nll, self._factor = state["best_nll"], state["factor"]
-        self._apply()
-
-    def _apply(self) -> None:
-        share = self._factor * lr_share(self._step, self._config, self._horizon)
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * share
 
 
-def build_schedule(optimizer: Optimizer, config: OptimConfig, *, num_steps: int, steps_per_epoch: int) -> Schedule:
-    """The schedule of a training of so many optimiser steps.
+def lr_share(begin: float, end: float, config: OptimConfig, max_epochs: int) -> float:
+    """Share of the peak learning rate in the step from `begin` to `end` (in epochs): a warm-up, then the schedule.
 
-    Args:
-        optimizer: newly built, its groups at their peak rates; a state is loaded into it afterwards.
-        config: the kind of schedule.
-        num_steps: of the whole training.
-        steps_per_epoch: of one epoch, for `step`.
+    The linear warm-up goes by where a step ends, and what follows by where it begins, so that no step has rate zero.
     """
-    return Schedule(optimizer, config, Horizon(num_steps=num_steps, steps_per_epoch=steps_per_epoch))
-
-
-def lr_share(step: int, config: OptimConfig, horizon: Horizon) -> float:
-    """Share of the peak learning rate at a step (counted from 0): a linear warm-up, then what `schedule` says."""
-    num_warmup = max(1, round(config.warmup_fraction * horizon.num_steps))
-    if step < num_warmup:
-        return (step + 1) / num_warmup
+    warmup = config.warmup_fraction * max_epochs
+    if end < warmup:
+        return end / warmup
     if config.schedule == "cosine":
-        progress = min(1.0, (step - num_warmup) / max(1, horizon.num_steps - num_warmup))
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        progress = (begin - warmup) / (max_epochs - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
     if config.schedule == "step":
-        num_epochs = step // horizon.steps_per_epoch
-        return math.pow(config.step_factor, num_epochs // config.step_epochs)
+        return math.pow(config.step_factor, int(begin) // config.step_epochs)
     return 1.0
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from ray.train import Checkpoint, Result, TrainingFailedError, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
+from bintally.checkpoint import METRICS_FILE as FIGURES_FILE
 from bintally.checkpoint import written_whole
 from bintally.cli import CANNOT_WRITE
 from bintally.config import Recipe
@@ -20,6 +22,7 @@ from data.drops import DropLedger, format_table
 from data.ingest import list_splits, load_training_rows
 from data.progress import say
 from data.session import ray_session, unwrap
+from data.split import digest_of
 from data.training_rows import TrainingRows
 from train.give_up import causes_of, final_error
 from train.model_card import write_model_card
@@ -28,25 +31,44 @@ from train.run_folder import (
     HEALTH_FILE,
     METRICS_FILE,
     EpochLog,
+    check_recipe,
     describe_run,
     findings_of,
     read_epochs,
 )
 from train.run_reports import write_run_reports
 from train.state import PARTIAL
-from train.storage import RESUME_FILE
+from train.storage import RESUME_FILE, Storage
 from train.tracking import Tracker, TrackerName, figures_of, tracked
-from train.trainer import build_trainer, check_fits, check_model, check_rows, cluster_resources, trainings_at_once
+from train.trainer import build_trainer, check_fits, check_model, check_rows, trainings_at_once
+from train.turns import cluster_resources
+
+_OF_S3 = "AWS Error"  # in pyarrow's errors, which have no class of their own
 
 
 def fit(
-    recipe: Recipe, read: ReadArgs, resources: ResourceArgs, run_dir: Path, track: Sequence[TrackerName] = ()
+    recipe: Recipe,
+    read: ReadArgs,
+    resources: ResourceArgs,
+    run_dir: Path,
+    track: Sequence[TrackerName] = (),
+    place: str | None = None,
 ) -> Path:
     """Train a recipe; the folder of its best checkpoint.
+
+    Args:
+        recipe: what to train.
+        read: how the bucket is read.
+        resources: workers and GPUs.
+        run_dir: where the driver works.
+        track: where epochs are recorded, too.
+        place: where the run lies for users and workers, s3://bucket/prefix; None is `run_dir`.
 
     Raises:
         BinTallyError: the source, the cluster or the training failed; the message says how.
     """
+    place = place or str(run_dir)
+    check_recipe(run_dir, recipe, place)
     check_model(recipe)
     splits = list_splits(recipe.data)
     check_fits(recipe, resources, len(splits["train"]))  # before Ray starts; again when the rows are known
@@ -56,72 +78,85 @@ def fit(
         rows = load_training_rows(splits, recipe, ledger, read)
         check_rows(recipe, resources, rows)
         describe_run(run_dir, recipe)
-        say(f"training {recipe.name} for {recipe.max_epochs} epochs in {run_dir}")
+        say(f"training {recipe.name} for {recipe.max_epochs} epochs in {place}")
         with tracked(track, run_dir, recipe) as trackers, _shown_epochs(run_dir, recipe, trackers) as news:
-            result = _train(recipe, rows, resources, run_dir, news)
+            result = _train(recipe, rows, resources, run_dir, place, news)
         write_run_reports(run_dir, recipe)
         diverged = next((epoch["diverged"] for epoch in read_epochs(run_dir / METRICS_FILE) if "diverged" in epoch), "")
         whole_epochs = [pair for pair in result.best_checkpoints or [] if not pair[1].get(PARTIAL)]
         if not whole_epochs:
             raise RunError(f"the training ended without a checkpoint: {diverged or 'no epoch ended'}")
         checkpoint, metrics = min(whole_epochs, key=lambda pair: pair[1]["val_nll"])
-        target = keep_checkpoint(Path(checkpoint.path), run_dir / "checkpoint")
+        with checkpoint.as_directory() as folder:
+            target = keep_checkpoint(Path(folder), run_dir / "checkpoint", val_ids=digest_of(splits["val"]))
         write_model_card(target, recipe, metrics)
         say(f"best epoch {metrics['epoch']}: {describe(metrics)}")
-        say(f"checkpoint: {target}")
+        say(f"checkpoint: {place}/checkpoint")
         if diverged:
             raise RunError(f"the training diverged after the epoch that was kept: {diverged}")
         if resources.on_health == "stop":
-            _check_health(run_dir)
+            _check_health(run_dir, recipe, place)
         return target
 
 
-def _train(recipe: Recipe, rows: TrainingRows, resources: ResourceArgs, run_dir: Path, news: News) -> Result:
-    callback = ForwardEpochs(news)
-    trainer = build_trainer(recipe, rows, resources, name="train", storage_path=run_dir, callback=callback, news=news)
+def _train(
+    recipe: Recipe, rows: TrainingRows, resources: ResourceArgs, run_dir: Path, place: str, news: News
+) -> Result:
+    storage = Storage.of(place)
+    trainer = build_trainer(
+        recipe,
+        rows,
+        resources,
+        name="train",
+        storage_path=storage.path,
+        filesystem=storage.filesystem,
+        callback=ForwardEpochs(news),
+        news=news,
+    )
     try:
         return trainer.fit()
     except SystemExit:  # how Ray Train answers Ctrl-C, and Ray a SIGTERM: code 1, without a word
-        say(f"stopped; {_go_on(run_dir)}")
+        say(f"stopped; {_go_on(place)}")
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
         rows.spec.ledger.check()
-        raise failure_of(error, run_dir) from error
+        raise failure_of(error, place) from error
     finally:
+        # Ray Train leaves a handler behind, which asks the ended training to stop and then exits with 0.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with suppress(OSError):  # on a full disk; what the training says of it says more
             keep_drops(rows, run_dir)
 
 
-def failure_of(error: TrainingFailedError, run_dir: Path) -> BinTallyError:
-    """What ended a training, told to the user: our own error, a disk that is full, or else a bug with its traceback."""
+def failure_of(error: TrainingFailedError, place: Path | str) -> BinTallyError:
+    """What ended a training, told to the user: our own error, storage that refuses, or a bug with its traceback."""
     for cause in causes_of(error):
         if ours := final_error(cause) or unwrap(cause):
             return ours
-        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
-            reason = os.strerror(cause.errno)
+        if isinstance(cause, OSError) and (cause.errno in CANNOT_WRITE or _OF_S3 in str(cause)):
+            reason = os.strerror(cause.errno) if cause.errno else str(cause).splitlines()[0]
             return CheckpointError(
-                f"a checkpoint could not be stored in {run_dir}: {reason}; the one before is whole,"
-                f" and {_go_on(run_dir)}"
+                f"a checkpoint could not be stored in {place}: {reason}; the one before is whole, and {_go_on(place)}"
             )
     return RunError(f"the training failed: {error}")
 
 
-def _go_on(run_dir: Path) -> str:
-    return f"the same command with --run-dir {run_dir} goes on with it"
+def _go_on(place: Path | str) -> str:
+    return f"the same command with --run-dir {place} goes on with it"
 
 
-def _check_health(run_dir: Path) -> None:
-    """Tell what ended a training early.
+def _check_health(run_dir: Path, recipe: Recipe, place: str) -> None:
+    """Tell what ended a training early; a finding of its last epoch ended nothing.
 
     Raises:
         RunError: its newest epoch has a finding that ends one.
     """
     newest = read_epochs(run_dir / METRICS_FILE)[-1]
     grave = [f"{finding.rule} ({finding.saw})" for finding in findings_of(newest) if finding.severity == "stop"]
-    if grave:
+    if grave and newest["epoch"] < recipe.max_epochs:
         raise RunError(
             f"the training was stopped after epoch {newest['epoch']} by --on-health stop: {', '.join(grave)};"
-            f" {run_dir / HEALTH_FILE} says more, and the best epoch was kept"
+            f" {place}/{HEALTH_FILE} says more, and the best epoch was kept"
         )
 
 
@@ -133,8 +168,13 @@ def keep_drops(rows: TrainingRows, run_dir: Path) -> None:
         say(format_table(table, rows.train.ids.num_ids + rows.val.ids.num_ids))
 
 
-def keep_checkpoint(source: Path, target: Path) -> Path:
+def keep_checkpoint(source: Path, target: Path, **figures: str) -> Path:
     """Copy a training's checkpoint without what only a restart needs.
+
+    Args:
+        source: as the training has stored it.
+        target: the folder to write.
+        figures: go into its metrics.json, too.
 
     Raises:
         CheckpointError: the copy could not be written, or there is nothing to copy.
@@ -142,6 +182,9 @@ def keep_checkpoint(source: Path, target: Path) -> Path:
     with written_whole(target) as partial:
         left_behind = shutil.ignore_patterns(RESUME_FILE, ".metadata.json")
         shutil.copytree(source, partial, ignore=left_behind, dirs_exist_ok=True)
+        if figures:
+            path = partial / FIGURES_FILE
+            path.write_text(json.dumps(json.loads(path.read_text()) | figures, indent=2) + "\n")
     return target
 
 

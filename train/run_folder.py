@@ -5,23 +5,53 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from bintally.config import Recipe, write_recipe
+from bintally.config import Recipe, read_recipe, write_recipe
+from bintally.errors import ConfigError
+from data.held_folder import replacing
 from train.health_rules import Finding
+from train.tracking import flat_fields
 
 _PACKAGES: Final = ("bintally", "ray", "torch", "torchvision", "numpy", "pyarrow", "obstore")
 RECIPE_FILE: Final = "recipe.json"
 METRICS_FILE: Final = "metrics.jsonl"
 HEALTH_FILE: Final = "health.json"
+_MAY_CHANGE: Final = {"max_epochs", "patience", "compute.micro_batch_size", "compute.fit_memory"}  # of a run begun
 _CODE: Final = Path(__file__).parent.parent
 
 
+def check_recipe(run_dir: Path, recipe: Recipe, place: str) -> None:
+    """Refuse to go on with a training of another recipe, but for its length and how many photos it takes at once.
+
+    Args:
+        run_dir: which may hold a training.
+        recipe: to go on with.
+        place: where the run lies for its user.
+
+    Raises:
+        ConfigError: the training was begun with other values; the message names them.
+    """
+    path = run_dir / RECIPE_FILE
+    if not path.exists():
+        return
+    begun, now = flat_fields(asdict(read_recipe(path))), flat_fields(asdict(recipe))
+    changed = [f"{name} {begun[name]!r}, not {now[name]!r}" for name in begun if begun[name] != now[name]]
+    if fixed := [change for change in changed if change.split()[0] not in _MAY_CHANGE]:
+        raise ConfigError(f"run_dir {place} holds a training with {'; '.join(fixed)}: give that, or another run_dir")
+
+
 def describe_run(run_dir: Path, recipe: Recipe) -> None:
-    """Write recipe.json and environment.json."""
-    write_recipe(recipe, run_dir / RECIPE_FILE)
+    """Write recipe.json and environment.json.
+
+    Raises:
+        ConfigError: they cannot be written, as when the disk is full; a recipe.json that was there is whole.
+    """
+    with replacing(run_dir / RECIPE_FILE, flag="run_dir") as partial:
+        write_recipe(recipe, partial)
     environment = {
         "command": sys.argv,
         "git_revision": git_revision(),

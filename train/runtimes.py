@@ -34,7 +34,7 @@ from data.pipeline import stream_rows
 from data.progress import say
 from data.session import ray_session, unwrap
 from data.split import Split
-from train.evaluate_infer import BATCH, TASK_ROWS
+from train.counting import BATCH, TASK_ROWS
 from train.runtime_gate import Trial, Verdict, judge, make_trial
 
 NUM_CALIBRATION: Final = 256

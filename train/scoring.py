@@ -41,6 +41,8 @@ class EvaluatePlan:
     split: Chosen
     run_dir: Path
     read: ReadArgs
+    place: str | None = None
+    """Where the user finds the run folder, as s3://bucket/prefix; None is `run_dir`."""
     tta: bool = True
     use_gpu: bool = False
     num_cpus: int | None = None
@@ -76,7 +78,7 @@ def evaluate(plan: EvaluatePlan) -> dict[str, Any]:
     _write(plan.run_dir, summary, scored, drops)
     write_report(summary, scored, plan.data, plan.run_dir)
     say(format_summary(summary))
-    say(f"report: {plan.run_dir / 'report.html'}")
+    say(f"report: {plan.place or plan.run_dir}/report.html")
     return summary
 
 

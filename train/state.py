@@ -40,6 +40,8 @@ class Progress:
     """Global batches of it that were trained on."""
     position: int = 0
     """Where in the epoch's order of ids the next batch begins."""
+    steps_before: int = 0
+    """Global batches of all epochs before it."""
     loss_sum: float = 0.0
     """Of the epoch so far, over all workers."""
     num_images: int = 0
@@ -56,6 +58,7 @@ class Progress:
         better = val_nll < self.best_nll
         return Progress(
             epoch=self.epoch + 1,
+            steps_before=self.steps_before + self.step,
             best_nll=val_nll if better else self.best_nll,
             num_worse=0 if better else self.num_worse + 1,
             health=(*self.health, health),
@@ -75,6 +78,10 @@ class Fit:
     def averaged(self) -> AbstractContextManager[None]:
         """With the weights that are scored and kept."""
         return self.average.applied(self.model) if self.average else nullcontext()
+
+    def learning(self) -> AbstractContextManager[None]:
+        """Within `averaged`, with the weights that go on learning."""
+        return self.average.lifted(self.model) if self.average else nullcontext()
 
 
 def report(metrics: dict[str, Any], fit: Fit, progress: Progress) -> None:
@@ -131,7 +138,8 @@ def resume(fit: Fit) -> Progress:
     An epoch that ended with it is reported once more: the kill may have come before a search heard of it.
     """
     if ray.train.get_context().get_world_rank() == 0:
-        drop_unlisted(Path(ray.train.get_context().get_storage().experiment_fs_path))
+        storage = ray.train.get_context().get_storage()
+        drop_unlisted(storage.storage_filesystem, storage.experiment_fs_path)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progress()

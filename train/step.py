@@ -37,8 +37,7 @@ def on_device(batches: Iterable[ArrayBatch], device: torch.device, monitor: Moni
     """Copy batches to a device as they come."""
     for batch in batches:
         with monitor.phase("copy"):
-            # torch.tensor copies: Ray's arrays are read-only.
-            images, counts = (torch.tensor(batch[name]).to(device, non_blocking=True) for name in (IMAGE, COUNT))
+            images, counts = (_copy(batch[name], device).to(device, non_blocking=True) for name in (IMAGE, COUNT))
         yield DeviceBatch(
             images=images,
             counts=counts,
@@ -46,6 +45,15 @@ def on_device(batches: Iterable[ArrayBatch], device: torch.device, monitor: Moni
             num_global=int(batch[BATCH_ROWS][0]),
             next_position=int(batch[NEXT_POSITION][0]),
         )
+
+
+def _copy(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy, since Ray's arrays are read-only; for a GPU in pinned memory, from where it fetches by itself."""
+    if device.type != "cuda":
+        return torch.tensor(values)
+    pinned = torch.empty(values.shape, dtype=torch.from_numpy(values[:0].copy()).dtype, pin_memory=True)
+    pinned.numpy()[:] = values
+    return pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,7 @@ class Stepper:
         """Summed loss of this worker's rows, and the norm of the gradient before clipping; both stay on the device.
 
         What is drawn at random depends on seed, epoch and number alone, so that a restarted training draws the same.
+        Augmentation is the same on any number of workers; dropout differs, as do batch norms' statistics on CPUs.
 
         Args:
             batch: what to learn from.
@@ -85,7 +94,6 @@ class Stepper:
         with monitor.phase("optimizer"):
             norm = nn.utils.clip_grad_norm_(fit.model.parameters(), fit.recipe.optim.clip_norm or float("inf"))
             fit.optimizer.step()
-            fit.schedule.step()
             if fit.average:
                 fit.average.update(fit.model)
         monitor.after_step(loss_sum, len(batch.ids))

@@ -1,15 +1,19 @@
-"""Train's folder of a run after a kill or a full disk: what is left in halves goes, what is whole is used.
+"""Where Train keeps a run, on a disk or in S3. After a kill or a full disk, halves go, and what is whole is used.
 
 Train lists a checkpoint in its record once the copy into the storage is whole. It never deletes what it has not listed,
-and it writes the record in place: a disk that is full then leaves an empty one, with which Train refuses to start.
+and it writes the record in place: a disk that is full then leaves an empty one, with which Train refuses to start. In
+S3 an object is whole or not there.
 """
 
 import json
-import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
+from ray.train import Checkpoint
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
     _CheckpointManagerState,
     _TrainingResultState,
@@ -18,28 +22,76 @@ from safetensors import SafetensorError, safe_open
 
 from bintally.checkpoint import METRICS_FILE
 from bintally.model import WEIGHTS_FILE
+from data.args import is_remote
 from train.figures import Keep
 
 RESUME_FILE: Final = "resume.pt"  # not part of the checkpoint that is served
 RECORD_FILE: Final = "checkpoint_manager_snapshot.json"
 
 
-def drop_unlisted(run_dir: Path) -> None:
+_S3_ATTEMPTS: Final = 10  # with pauses that grow to 20 s: about a minute and a half in which S3 answers 503
+
+
+class PatientS3(S3FileSystem):  # type: ignore[misc]  # pyarrow's has no annotations
+    """S3 as Train writes to it from any node: at the driver's endpoint, with the credentials of the node.
+
+    pyarrow heeds no AWS_ENDPOINT_URL, and forgets how often to try again when it is sent to another process.
+    """
+
+    def __init__(self, endpoint: str | None, region: str) -> None:
+        retries = AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+        super().__init__(endpoint_override=endpoint, region=region, retry_strategy=retries)
+        self._where = endpoint, region
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PatientS3, self._where
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where Train keeps the checkpoints of runs."""
+
+    path: Path
+    """An absolute folder; with a filesystem, a path there, as bucket/prefix."""
+    filesystem: FileSystem | None = None
+
+    @classmethod
+    def of(cls, place: str) -> "Storage":
+        """That of a folder, or of s3://bucket/prefix as the environment of this process finds it."""
+        if not is_remote(place, "run_dir"):
+            return cls(Path(place))
+        from data.s3_folder import s3_server
+
+        return cls(Path(place.removeprefix("s3://")), PatientS3(*s3_server()))
+
+    def under(self, *names: str) -> "Storage":
+        """A folder in it."""
+        return Storage(self.path.joinpath(*names), self.filesystem)
+
+
+def place_of(checkpoint: Checkpoint) -> str:
+    """Where a checkpoint lies: an absolute folder, or s3://bucket/prefix."""
+    return f"s3://{checkpoint.path}" if isinstance(checkpoint.filesystem, S3FileSystem) else checkpoint.path
+
+
+def drop_unlisted(filesystem: FileSystem, run_path: str) -> None:
     """Delete checkpoints that Train has not listed. Nothing may be on its way there."""
-    record = _read_record(run_dir)
+    record = _read_record(filesystem, run_path)
     if record is None:
         return
     results = [*record["checkpoint_results"], record["latest_checkpoint_result"]]
     listed = {result["checkpoint_dir_name"] for result in results if result}
-    for folder in run_dir.glob("checkpoint_*/"):
-        if folder.name not in listed:
-            shutil.rmtree(folder, ignore_errors=True)
+    for info in filesystem.get_file_info(FileSelector(run_path)):
+        is_checkpoint = info.type == FileType.Directory and info.base_name.startswith("checkpoint_")
+        if is_checkpoint and info.base_name not in listed:
+            with suppress(OSError):  # it takes room, no more
+                filesystem.delete_dir(info.path)
 
 
 def mend_record(run_dir: Path, keep: Keep) -> None:
-    """Write the record anew from the whole checkpoints, if it was cut off."""
+    """Write the record anew from the whole checkpoints, if it was cut off; of a run on a disk."""
     path = run_dir / RECORD_FILE
-    if not path.exists() or _read_record(run_dir) is not None:
+    if not path.exists() or _read_record(LocalFileSystem(), str(run_dir)) is not None:
         return
     metric, mode = keep
     results = [_result(folder) for folder in sorted(run_dir.glob("checkpoint_*/")) if _is_whole(folder)]
@@ -63,10 +115,11 @@ def mend_record(run_dir: Path, keep: Keep) -> None:
     partial.replace(path)
 
 
-def _read_record(run_dir: Path) -> dict[str, Any] | None:
+def _read_record(filesystem: FileSystem, run_path: str) -> dict[str, Any] | None:
     """None where there is none, or half of one."""
     try:
-        record: dict[str, Any] = json.loads((run_dir / RECORD_FILE).read_text())
+        with filesystem.open_input_stream(f"{run_path}/{RECORD_FILE}") as file:
+            record: dict[str, Any] = json.loads(file.read())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return record

@@ -1,31 +1,32 @@
 """A recipe and its rows become a TorchTrainer; used alike for one fit and for each trial of a search."""
 
+import math
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import ray
-import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from pyarrow.fs import FileSystem
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2.api.config import ScalingConfig  # ray.train's, whose annotations are Train v1's
 
 from bintally.config import Recipe
 from bintally.errors import ClusterTooSmallError, ConfigError
 from bintally.loss import class_weights
 from bintally.model import build_model
 from data.args import ResourceArgs
-from data.pipeline import execution_options
-from data.training_rows import TrainingRows, sampling_of
+from data.training_rows import TrainingRows
+from data.worker_batches import WorkerBatches
+from train.elastic import RESIZE_S, START_S, ElasticPolicy, ElasticTrainer
 from train.figures import BEST_NLL, Keep
 from train.give_up import GiveUp
 from train.loop import LoopConfig, train_loop
 from train.news import News
 from train.storage import mend_record
-from train.turns import StartInTurn
-
-DATA_CPUS = 1  # a search leaves one free for each training it runs; without any, they wait for ever
+from train.turns import DATA_CPUS, StartInTurn
 
 
 def check_fits(recipe: Recipe, resources: ResourceArgs, num_train: int) -> None:
@@ -34,14 +35,15 @@ def check_fits(recipe: Recipe, resources: ResourceArgs, num_train: int) -> None:
     Raises:
         ConfigError: names the value to change.
     """
-    batch, workers = recipe.optim.global_batch_size, resources.num_workers
+    batch = recipe.optim.global_batch_size
     if batch > num_train:
         raise ConfigError(
             f"global_batch_size {batch} is larger than the training split of {num_train} rows;"
             f" choose {num_train} at most, or more images"
         )
-    if batch % workers:
-        raise ConfigError(f"global_batch_size {batch} cannot be shared equally by num_workers {workers}")
+    for name, workers in (("num_workers", resources.num_workers), ("min_workers", resources.min_workers or 1)):
+        if batch % workers:
+            raise ConfigError(f"global_batch_size {batch} cannot be shared equally by {name} {workers}")
 
 
 def check_rows(recipe: Recipe, resources: ResourceArgs, rows: TrainingRows) -> None:
@@ -54,16 +56,16 @@ def check_rows(recipe: Recipe, resources: ResourceArgs, rows: TrainingRows) -> N
     if recipe.loss.class_weights:
         assert rows.class_rows is not None
         class_weights(torch.tensor(rows.class_rows))
-    if recipe.balanced:
-        assert rows.class_rows is not None
-        _check_balance(rows.class_rows)
-
-
-def _check_balance(class_rows: Sequence[int]) -> None:
-    if empty := [str(count) for count, num_rows in enumerate(class_rows) if num_rows == 0]:
+    empty = [str(count) for count, num_rows in enumerate(rows.class_rows or ()) if num_rows == 0]
+    if empty and recipe.balanced:
         raise ConfigError(
             f"balanced: no training row has the count {', '.join(empty)}, so it cannot be visited as often as the"
             " others; lower data.max_count, take more ids, or switch balanced off"
+        )
+    if empty and not recipe.allow_empty_counts:
+        raise ConfigError(
+            f"no training row has the count {', '.join(empty)}, which the model could never learn: take more ids, lower"
+            " data.max_count, or allow it by allow_empty_counts=true (--set, or --space of a search)"
         )
 
 
@@ -113,6 +115,7 @@ def build_trainer(
     name: str,
     storage_path: Path,
     callback: UserCallback,
+    filesystem: FileSystem | None = None,
     begin: ControllerCallback | None = None,
     news: News | None = None,
     keep: Keep = BEST_NLL,
@@ -124,19 +127,20 @@ def build_trainer(
         rows: the rows to train and validate on.
         resources: workers and GPUs.
         name: of the run; the same name and path continue an interrupted run.
-        storage_path: absolute folder for runs.
+        storage_path: absolute folder for runs, or a path in `filesystem`.
         callback: hears of each epoch.
+        filesystem: of S3, where the run lies there; None is that of this machine.
         begin: holds the controller back until the workers may start.
         news: hears of a stall while it lasts.
         keep: which checkpoint is best: a figure of train/figures.py, and whether its "min" or "max" is.
     """
     best_by, order = keep
-    mend_record(storage_path / name, keep)
-    feeds, plans = rows.feeds(recipe, num_workers=resources.num_workers, training=name)
-    num_train = sampling_of(recipe).epoch_size(rows.num_train)
+    if filesystem is None:
+        mend_record(storage_path / name, keep)
+    feeds, streams = rows.feeds(recipe, training=name)
     loop = LoopConfig(
         recipe=recipe,
-        num_train=num_train,
+        num_ids=rows.num_ids_of_epoch(recipe),
         train=feeds["train"],
         val=feeds["val"],
         class_rows=rows.class_rows,
@@ -148,37 +152,44 @@ def build_trainer(
         keep=keep,
         news=news,
     )
-    return TorchTrainer(
+    least, most = resources.min_workers, resources.num_workers
+    scaling = ScalingConfig(
+        num_workers=most if least is None else (least, most),
+        elastic_resize_monitor_interval_s=RESIZE_S,
+        use_gpu=resources.use_gpu,
+        resources_per_worker=held_by_worker(resources),
+    )
+    make: Any = TorchTrainer
+    if least is not None:
+        policy = ElasticPolicy(scaling, global_batch_size=recipe.optim.global_batch_size, name=name, news=news)
+        make = partial(ElasticTrainer, policy=policy)
+    trainer: TorchTrainer = make(
         train_loop,
         train_loop_config=loop.pack(),
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers,
-            use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": 1, "GPU": resources.gpus_per_worker} if resources.use_gpu else {"CPU": 1},
-        ),
-        datasets=plans,
-        dataset_config=ray.train.DataConfig(execution_options=execution_options()),
+        scaling_config=scaling,
+        datasets={split: photos for split, (_, photos) in streams.items()},
+        dataset_config=WorkerBatches({split: stream for split, (stream, _) in streams.items()}),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage_path),
-            callbacks=[GiveUp(), callback, *([begin] if begin else []), *_turns(resources, name, news)],  # type: ignore[list-item]  # annotated for Train v1's
+            storage_filesystem=filesystem,
+            callbacks=[GiveUp(), callback, *([begin] if begin else []), *turns_of(resources, name, news)],  # type: ignore[list-item]  # annotated for Train v1's
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=best_by, checkpoint_score_order=order
             ),
         ),
     )
+    return trainer
 
 
-def _turns(resources: ResourceArgs, name: str, news: News | None) -> list[StartInTurn]:
-    if resources.use_gpu:
+def held_by_worker(resources: ResourceArgs) -> dict[str, float]:
+    """What one worker reserves. With a GPU no CPU: groups that took all would starve the data tasks for ever."""
+    return {"GPU": resources.gpus_per_worker} if resources.use_gpu else {"CPU": 1.0}
+
+
+def turns_of(resources: ResourceArgs, name: str, news: News | None) -> list[StartInTurn]:
+    """What makes a training wait until it leaves a CPU to data tasks; nothing if its workers reserve none."""
+    if "CPU" not in held_by_worker(resources):
         return []
-    total = cluster_resources().get("CPU", 0.0)
-    return [StartInTurn(num_cpus=resources.num_workers + DATA_CPUS, total_cpus=total, name=name, news=news)]
-
-
-def cluster_resources() -> dict[str, float]:
-    """Totals of the running cluster, with the nodes that its autoscaler may still start."""
-    running: dict[str, float] = ray.cluster_resources()
-    planned = ray._private.state.state.get_max_resources_from_cluster_config() or {}  # noqa: SLF001  # nothing public
-    return {name: max(running.get(name, 0), planned.get(name, 0)) for name in {*running, *planned}}
+    return [StartInTurn(name=name, news=news, patience_s=float(START_S) if resources.min_workers else math.inf)]

@@ -1,16 +1,23 @@
 """What the workers of a training say to each other, besides DDP's gradients. Every worker must call these alike."""
 
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.v2._internal.execution.context import get_train_context
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bintally.model import Counter
+from train.news import News
+
+_ASK_S: Final = 2.0  # between two questions; each costs a call to an actor, for which all workers wait
+_DRY_S: Final = 10.0  # without a batch, after a notice: the data tasks of all workers have stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,52 @@ class Worker:
         on_device = values.to(self.device)  # NCCL takes nothing else
         distributed.all_reduce(on_device, op=how)
         return on_device.to(values.device)
+
+
+class Notice:
+    """Hears that a node of this training is to be taken away (train/spot.py), from Ray Train's own watch."""
+
+    def __init__(self, worker: Worker, news: News | None, name: str) -> None:
+        """For one worker, which asks from now on.
+
+        Args:
+            worker: that asks.
+            news: hears of it from rank 0.
+            name: of the training.
+        """
+        self._worker, self._news, self._name = worker, news, name
+        self._asked = time.monotonic()
+        self._heard = False
+
+    def came(self) -> bool:
+        """Whether it is news that a node goes; the same on all workers, and true once."""
+        now = time.monotonic()
+        if self._heard or not self._worker.any(self._worker.rank == 0 and now - self._asked >= _ASK_S):
+            return False
+        self._asked = now
+        return self._ask()
+
+    def in_wait(self, store: Callable[[], None]) -> Callable[[float], None]:
+        """What a worker does while it waits for a batch, by the seconds so far: ask as `came` does, and store if so.
+
+        A node that goes takes no more data tasks. If there is no other one, all workers run dry at the same batch,
+        since a task makes the parts of all. Were one of them to step on all the same, the others would wait for it here
+        and it for them in its step, until Train starts all of them again when the node is gone.
+        """
+
+        def ask(waited_s: float) -> None:
+            told = get_train_context().preemption_context.preemption_info  # to this worker alone: costs nothing
+            if told is not None and not self._heard and waited_s >= _DRY_S and self._ask():
+                store()
+
+        return ask
+
+    def _ask(self) -> bool:
+        """What rank 0 knows, once all workers ask."""
+        self._heard = ray.train.get_preemption_info() is not None
+        if self._heard and self._worker.rank == 0 and self._news is not None:
+            self._news.put(f"{self._name}: a node is taken away; a checkpoint is stored before")
+        return self._heard
 
 
 def without_sync(model: nn.Module) -> AbstractContextManager[None]:

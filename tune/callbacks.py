@@ -1,4 +1,4 @@
-"""What a search does as results come in: record them, tell the user, and keep ASHA's memory over an interruption."""
+"""What a search does as results come in: record them, tell the user, and keep Tune's state whole."""
 
 import time
 from collections.abc import Sequence
@@ -9,18 +9,19 @@ from typing import Any, Final
 from ray import cloudpickle
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from bintally.config import Recipe
 from data.progress import say
 from data.session import unwrap
 from train.tracking import Tracker, TrackerName, figures_of, tracked
+from tune.kept_state import keep_state
 from tune.live import on_terminal
 from tune.objective import Objective
 from tune.record import EVENTS_FILE, EpochRecord, TrialEvent, What, append_record, read_events, read_records
 from tune.slots import has_begun
-from tune.space import describe_point, recipe_at
-from tune.trials import ended_ids
+from tune.space import describe_point, epochs_at, recipe_at
+from tune.stoppers import EndTrials
+from tune.trials import STATES, ended_ids
 
 _METRICS: Final = (
     "val_nll",
@@ -40,14 +41,35 @@ class RecordEpochs(Callback):
     """Appends each epoch, begin and end to the record, and prints it; on a terminal the live table shows the epochs."""
 
     def __init__(
-        self, path: Path, *, objective: Objective, max_epochs: int, num_trials: int, label: str = "trial"
+        self,
+        path: Path,
+        *,
+        objective: Objective,
+        max_epochs: int,
+        num_trials: int,
+        place: str,
+        label: str = "trial",
+        end: EndTrials | None = None,
     ) -> None:
+        """A new one.
+
+        Args:
+            path: of the record of epochs; that of begins and ends lies beside it.
+            objective: which epoch is the best so far.
+            max_epochs: of the longest trial.
+            num_trials: in all.
+            place: where the run lies for its user.
+            label: what one of them is called.
+            end: knows which trials a budget ended; None if there is none.
+        """
         self._path = path
         self._objective = objective
         self._max_epochs = max_epochs
         self._num_trials = num_trials
+        self._place = place
         self._label = label
-        self._stopped: set[str] = set()
+        self._end = end
+        self._early: dict[str, What] = {}
         self._diverged: dict[str, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -71,13 +93,15 @@ class RecordEpochs(Callback):
         best = min((self._objective.loss(one.metrics) for one in read_records(self._path)), default=float("inf"))
         append_record(self._path, record)
         if result.get("done"):  # so by the search; a training that ends by itself says so after its last report
-            self._stopped.add(trial.trial_id)
+            by_budget = self._end is not None and trial.trial_id in self._end.out_of_budget
+            self._early[trial.trial_id] = "budget" if by_budget else "stopped"
         if "diverged" in result:
             self._diverged[trial.trial_id] = result["diverged"]
             say(f"{self._name(trial)} diverged: {result['diverged']}")
         elif not on_terminal():
+            epochs = f"epoch {record.epoch}/{epochs_at(record.point, self._max_epochs)}"
             say(
-                f"{self._name(trial)} epoch {record.epoch}/{self._max_epochs}: val nll {result['val_nll']:.3f},"
+                f"{self._name(trial)} {epochs}: val nll {result['val_nll']:.3f},"
                 f" accuracy {result['val_accuracy']:.1%}, {result['images_per_s']:,.0f} images/s"
                 + ("  <- best so far" if self._objective.loss(record.metrics) < best else "")
             )
@@ -87,23 +111,20 @@ class RecordEpochs(Callback):
         if not has_begun(trial.trial_id, read_events(self._path.with_name(EVENTS_FILE))):
             return
         epoch = (trial.last_result or {}).get("epoch", 0)
-        early = trial.trial_id in self._stopped and epoch < self._max_epochs
+        is_whole = epoch >= epochs_at(trial.config, self._max_epochs)
+        what = "ended" if is_whole else self._early.get(trial.trial_id, "ended")
         if trial.trial_id in self._diverged:
             self._append("diverged", trial, reason=self._diverged[trial.trial_id])
         else:
-            self._append("stopped" if early else "ended", trial)
-        how = (
-            "ran to its end"
-            if epoch >= self._max_epochs
-            else f"{'stopped early' if early else 'ended'} after epoch {epoch}"
-        )
+            self._append(what, trial)
+        how = "ran to its end" if is_whole else f"{STATES[what]} after epoch {epoch}"
         say(f"{self._name(trial)} {how}; {self._num_ended()} of {self._num_trials} {self._label}s ended")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called by Tune when a trial failed for good."""
         reason = _reason_of(trial)
         self._append("failed", trial, reason=reason)
-        say(f"{self._name(trial)} FAILED: {reason}; its error.txt lies in {self._path.parent}")
+        say(f"{self._name(trial)} FAILED: {reason}; its error.txt lies in {self._place}")
 
     def _append(self, what: What, trial: Trial, *, reason: str = "") -> None:
         event = TrialEvent(what=what, at=time.time(), trial_id=trial.trial_id, point=trial.config, reason=reason)
@@ -161,22 +182,17 @@ class TrackTrials(Callback):
             self._open.pop(trial.trial_id)[0].close()
 
 
-class KeepRungs(Callback):
-    """Saves ASHA's rungs with the search: Tune restores callbacks, but starts its schedulers anew."""
+class KeepState(Callback):
+    """Keeps a whole copy of Tune's own state, see tune/kept_state.py."""
 
-    def __init__(self, scheduler: AsyncHyperBandScheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def get_state(self) -> dict[str, Any]:
-        """Scores by trial id, per rung and bracket."""
-        brackets = self._scheduler._brackets  # noqa: SLF001  # the scheduler has no public way to its state
-        return {"rungs": [[dict(scores) for _, scores in bracket._rungs] for bracket in brackets]}  # noqa: SLF001
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Put the scores back into the rungs."""
-        for bracket, saved in zip(self._scheduler._brackets, state["rungs"], strict=True):  # noqa: SLF001
-            for (_, scores), kept in zip(bracket._rungs, saved, strict=True):  # noqa: SLF001
-                scores.update(kept)
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Called by Tune with each report of a trial."""
+        keep_state(self._folder)
 
 
 def _reason_of(trial: Trial) -> str:

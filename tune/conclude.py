@@ -1,6 +1,5 @@
 """What follows the last trial of a search: the best checkpoint, the final trainings, results.json and the report."""
 
-import filecmp
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,27 +7,27 @@ from typing import Any
 
 from bintally.config import write_recipe
 from bintally.errors import RunError
-from bintally.model import WEIGHTS_FILE
 from data.progress import say
+from data.s3_folder import local_copy
 from data.training_rows import TrainingRows
 from train.figures import has_diverged
-from train.model_card import CARD_FILE, write_model_card
-from train.run import describe, keep_checkpoint
+from train.run import describe
 from tune.config import SearchConfig
 from tune.costs import Costs, busy_share, costs_of
 from tune.final import (
-    FOLDER,
     Candidate,
     best_kept,
     calibrate,
     choose,
     describe_spread,
     find_candidates,
+    keep_with_card,
     score_test,
     summarise_final,
     tell_choice,
     train_seeds,
 )
+from tune.final_folder import FOLDER, are_of, in_full
 from tune.importance import importance_of
 from tune.plots import plot_curves
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, TrialEvent, best_record, read_events, read_records
@@ -41,7 +40,7 @@ from tune.trials import ended_ids, follow_trials
 RESULTS_FILE = "results.json"
 
 
-def check_ended(config: SearchConfig, run_dir: Path) -> None:
+def check_ended(config: SearchConfig, run_dir: Path, place: str) -> None:
     """Tell a search that came to its end from one that was interrupted or found nothing.
 
     Raises:
@@ -54,7 +53,7 @@ def check_ended(config: SearchConfig, run_dir: Path) -> None:
     spent = budget_spent(config, records, events)
     begun, ended = {one.trial_id for one in events if one.what == "started"}, ended_ids(events)
     if len(begun - ended) if spent else len(ended) < config.budget.trials:
-        raise interrupted(run_dir)
+        raise interrupted(place)
     if not records:
         reason = next((one.reason for one in events if one.what == "failed"), "no reason was given")
         raise RunError(f"no trial reported an epoch; the first failed with: {reason}")
@@ -65,9 +64,9 @@ def check_ended(config: SearchConfig, run_dir: Path) -> None:
         raise RunError("all trials diverged; choose lower bounds of --lr")
 
 
-def interrupted(run_dir: Path) -> KeyboardInterrupt:
+def interrupted(place: str) -> KeyboardInterrupt:
     """What to raise, having said how to go on."""
-    say(f"interrupted; go on with: python tune/search.py --resume --run-dir {run_dir}")
+    say(f"interrupted; go on with: python tune/search.py --resume --run-dir {place}")
     return KeyboardInterrupt()
 
 
@@ -94,19 +93,20 @@ def conclude(
     """
     best = best_kept(read_records(run_dir / TRIALS_FILE), config)
     if best is None:
-        raise RunError(f"no checkpoint of any trial is left in {run_dir}")
+        raise RunError(f"no checkpoint of any trial is left in {setup.place}")
     winner = recipe_at(config.recipe, best.point)
-    found = Candidate(name="search", recipe=winner, record=best, checkpoint_dir=Path(best.checkpoint_path))
     say(f"best: {describe_point(best.point)}, epoch {best.epoch}")
     say(f"      {describe(best.metrics)}")
-    if not (config.final_seeds and (run_dir / "checkpoint").exists()):  # else a final training may lie there already
-        _keep(found, run_dir)
-    costs = write_outcome(config, best, run_dir, at_once, final=None)
-    say(f"{costs.epochs_run} epochs run, {costs.epochs_saved} saved by early stopping; {_hours(costs)}")
-    if config.final_seeds:
-        _finish(config, setup, found, rows, test_ids, run_dir, at_once)
-    say(f"recipe, checkpoint and curves: {run_dir}")
-    say(f"report: {run_dir / 'report.html'}")
+    with local_copy(best.checkpoint_path, "checkpoint") as checkpoint_dir:
+        found = Candidate(name="search", recipe=winner, record=best, checkpoint_dir=checkpoint_dir)
+        if not (config.final_seeds and (run_dir / "checkpoint").exists() and are_of(in_full(winner), run_dir)):
+            _keep(found, run_dir)  # else a final training may lie there
+        costs = write_outcome(config, best, run_dir, at_once, final=None)
+        say(f"{costs.epochs_run} epochs run, {costs.epochs_saved} saved by early stopping; {_hours(costs)}")
+        if config.final_seeds:
+            _finish(config, setup, found, rows, test_ids, run_dir, at_once)
+    say(f"recipe, checkpoint and curves: {setup.place}")
+    say(f"report: {setup.place}/report.html")
     return best
 
 
@@ -120,9 +120,10 @@ def _finish(
     at_once: int,
 ) -> None:
     """Train the winner by several seeds, keep the best on validation, and count the test split."""
-    if not train_seeds(config, setup, found.recipe, rows, run_dir, at_once):
-        raise interrupted(run_dir)
-    candidates = find_candidates(config, found.recipe, run_dir)
+    winner = in_full(found.recipe)
+    if not train_seeds(config, setup, winner, rows, run_dir, at_once):
+        raise interrupted(setup.place)
+    candidates = find_candidates(config, winner, run_dir)
     chosen = choose(candidates, found, config)
     told = tell_choice(chosen, candidates, found, config)
     say(told)
@@ -143,21 +144,18 @@ def _finish(
 
 
 def _keep(chosen: Candidate, run_dir: Path) -> Path:
-    """Copy a checkpoint to where a server finds it, with its card, and its recipe beside it; unless it is there."""
+    """Copy a checkpoint to where a server finds it, with its card, and its recipe beside it."""
     target = run_dir / "checkpoint"
-    kept, weights = target / WEIGHTS_FILE, chosen.checkpoint_dir / WEIGHTS_FILE
-    if (target / CARD_FILE).exists() and filecmp.cmp(kept, weights, shallow=False):  # the card is written last
-        return target
     write_recipe(chosen.recipe, run_dir / "best.json")
-    keep_checkpoint(chosen.checkpoint_dir, target)
-    write_model_card(target, chosen.recipe, {"epoch": chosen.record.epoch, **chosen.record.metrics})
+    keep_with_card(chosen.checkpoint_dir, target, chosen.recipe, chosen.record)
     return target
 
 
 def write_outcome(
     config: SearchConfig, best: EpochRecord, run_dir: Path, at_once: int, *, final: dict[str, Any] | None
 ) -> Costs:
-    """Write results.json and report.html."""
+    """Write results.json and report.html; `at_once` are the trainings that the cluster can run side by side."""
+    slots = min(at_once, config.budget.trials)  # final trainings may be more than trials, and use the others
     events = read_events(run_dir / EVENTS_FILE)
     followed = follow_trials(read_records(run_dir / TRIALS_FILE), events)
     trials = [one for one in followed if one.spans or one.state != "waiting"]  # for a slot until the budget was spent
@@ -171,10 +169,11 @@ def write_outcome(
         "num_diverged": sum(one.state == "diverged" for one in trials),
         "num_stopped_early": sum(one.state == "stopped early" for one in trials),
         "epochs_run": costs.epochs_run,
-        "epochs_without_early_stopping": config.budget.trials * config.max_epochs,
+        "num_out_of_budget": sum(one.state == "out of budget" for one in trials),
+        "epochs_without_early_stopping": costs.epochs_run + costs.epochs_saved,
         "costs": costs.figures(),
-        "at_once": at_once,
-        "busy_share": busy_share(events, at_once, config.budget.trials),
+        "at_once": slots,
+        "busy_share": busy_share(events, slots, config.budget.trials),
         "importance": importance_of(trials, config.space, config.objective).figures(),
         "final": None if final is None else final | {"costs": _costs(config, run_dir / FOLDER).figures()},
     }

@@ -12,7 +12,8 @@ from bintally.errors import ConfigError
 from data.args import ReadArgs, ResourceArgs
 from train.tracking import TrackerName
 from tune.objective import Objective
-from tune.space import SearchSpace, describe_point, recipe_at
+from tune.record import EVENTS_FILE
+from tune.space import MAX_EPOCHS, SearchSpace, describe_point, recipe_at
 
 SEARCH_FILE: Final = "search.json"
 NLL: Final = Objective()
@@ -116,7 +117,7 @@ class SearchConfig:
     @property
     def max_epochs(self) -> int:
         """Epochs of the longest trial that the space allows."""
-        dimension = self.space.dimensions.get("max_epochs")
+        dimension = self.space.dimensions.get(MAX_EPOCHS)
         ends = () if dimension is None else dimension.ends()
         return max((end for end in ends if isinstance(end, int)), default=self.recipe.max_epochs)
 
@@ -126,7 +127,11 @@ class SearchConfig:
         return self.asha.grace_epochs or math.ceil(self.max_epochs / 6)
 
     def points(self) -> list[Recipe]:
-        """The recipe at the corners of the space, to check before anything starts."""
+        """The recipe at the corners of the space, to check before anything starts.
+
+        Raises:
+            ConfigError: one of them is none, or there are too many.
+        """
         recipes = []
         for point in self.space.corners():
             try:
@@ -153,15 +158,19 @@ class SearchConfig:
 _SEARCH = TypeAdapter(SearchConfig)
 
 
-def write_search(config: SearchConfig, run_dir: Path) -> None:
-    """Store a search with its run.
+def write_search(config: SearchConfig, run_dir: Path, place: str | None = None) -> None:
+    """Store a search with its run, which lies at `place` for its user; also over one of which nothing has begun.
+
+    Such a one was refused, as for a source that is not there, and may have the fault that is mended now.
 
     Raises:
         ConfigError: the folder already holds another one.
     """
     path = run_dir / SEARCH_FILE
-    if path.exists():
-        raise ConfigError(f"run_dir {run_dir} already holds a search; go on with it by --resume, or choose another")
+    if path.exists() and (run_dir / EVENTS_FILE).exists():
+        raise ConfigError(
+            f"run_dir {place or run_dir} already holds a search; go on with it by --resume, or choose another"
+        )
     path.write_bytes(_SEARCH.dump_json(config, indent=2) + b"\n")
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from tune.record import TrialEvent
+from tune.space import epochs_at
 from tune.trials import Span, TrialView, follow_trials
 
 HOUR_S = 3600.0
@@ -13,11 +14,11 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """Of all trials together."""
+    """What all trials of a search took together, and what early stopping saved."""
 
     epochs_run: int
     epochs_saved: int
-    """That trials which were stopped early did not run."""
+    """That trials which ASHA stopped early did not run."""
     worker_hours: float
     """In which trials held their workers, the start of these included."""
     worker_hours_saved: float
@@ -52,21 +53,22 @@ def costs_of(
 ) -> Costs:
     """What the trials took, beside all of them run to the end.
 
-    Trials that failed, diverged or never began saved nothing: early stopping had no part in it.
+    Trials that failed, diverged, were out of budget or never began saved nothing: early stopping had no part in it.
 
     Args:
         trials: of the search.
-        max_epochs: of a trial that runs to its end.
+        max_epochs: of the longest trial; a point may have fewer of its own.
         num_workers: CPU workers, or GPUs, that each trial held; a worker may hold part of a GPU.
         use_gpu: which of them.
         price_per_hour: of one.
     """
     stopped = [one for one in trials if one.state == "stopped early"]
-    saved_s = sum((max_epochs - one.last_epoch) * (one.epoch_s or 0.0) for one in stopped)
+    saved = [epochs_at(one.point, max_epochs) - one.last_epoch for one in stopped]
+    saved_s = sum(epochs * (one.epoch_s or 0.0) for epochs, one in zip(saved, stopped, strict=True))
     used_s = sum(one.running_s or sum(epoch.metrics.get("epoch_s", 0.0) for epoch in one.epochs) for one in trials)
     return Costs(
         epochs_run=sum(len(one.epochs) for one in trials),
-        epochs_saved=sum(max_epochs - one.last_epoch for one in stopped),
+        epochs_saved=sum(saved),
         worker_hours=num_workers * used_s / HOUR_S,
         worker_hours_saved=num_workers * saved_s / HOUR_S,
         unit="GPU-hours" if use_gpu else "CPU-worker-hours",
@@ -76,6 +78,8 @@ def costs_of(
 
 def busy_share(events: Sequence[TrialEvent], at_once: int, num_trials: int) -> float | None:
     """Share of the slots that trials held while others were still waiting; None if none ever waited.
+
+    A slot is held from a trial's turn to its end, so that the start of its workers counts, too: held is not training.
 
     Args:
         events: begins and ends of trials and sessions.

@@ -1,6 +1,8 @@
 """The search itself: rows once, trials side by side under ASHA, then `tune.conclude`."""
 
+from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 
 from data.drops import DropLedger
 from data.ingest import list_splits, load_training_rows, needs_counts
@@ -8,7 +10,8 @@ from data.progress import say
 from data.session import ray_session
 from train.news import heard
 from train.run import keep_drops
-from train.trainer import check_fits, check_model, check_rows, cluster_resources, trainings_at_once
+from train.trainer import check_fits, check_model, check_rows, trainings_at_once
+from train.turns import cluster_resources
 from tune.conclude import check_ended, conclude
 from tune.config import SearchConfig
 from tune.live import LiveView, live_table
@@ -18,11 +21,17 @@ from tune.trial import TrialSetup, allow_again, write_trial_reports
 from tune.tuner import build_tuner
 
 
-def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> EpochRecord:
+def search(config: SearchConfig, run_dir: Path, *, resume: bool = False, place: str | None = None) -> EpochRecord:
     """Run or resume a search; the best epoch of the best trial.
 
     Leaves in the run folder: best.json, checkpoint/, report.html, curves.png, trials.jsonl, events.jsonl, results.json,
     drops.json and, of the trainings at the end, final/.
+
+    Args:
+        config: what to search.
+        run_dir: where the driver works.
+        resume: go on with what is there.
+        place: where the run lies for users and workers, s3://bucket/prefix; None is `run_dir`.
 
     Raises:
         BinTallyError: the source, the cluster or every trial failed.
@@ -45,9 +54,9 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
         for recipe in recipes:
             check_rows(recipe, config.resources, rows)
         with heard(say) as news:
-            setup = TrialSetup.of(config, run_dir, news, at_once)
+            setup = TrialSetup.of(config, run_dir, news, at_once, place or str(run_dir))
             tuner = build_tuner(config, setup, rows, run_dir, at_once, resume=resume)
-            say(f"{config.budget.trials} trials of {config.recipe.name}, {at_once} at a time, in {run_dir}")
+            say(f"{config.budget.trials} trials of {config.recipe.name}, {at_once} at a time, in {setup.place}")
             view = LiveView(
                 folder=run_dir,
                 title="search",
@@ -58,10 +67,11 @@ def search(config: SearchConfig, run_dir: Path, *, resume: bool = False) -> Epoc
             )
             allow_again(setup.storage_path)
             begin_session(run_dir)
-            with live_table(view):
+            # Tune reads the errors of failed trials back from its folder, where a full disk leaves halves of them.
+            with live_table(view), suppress(EOFError, UnpicklingError):
                 tuner.fit()
             write_trial_reports(setup.storage_path)
             keep_drops(rows, run_dir)
             ledger.check()
-            check_ended(config, run_dir)
+            check_ended(config, run_dir, setup.place)
             return conclude(config, setup, rows, splits["test"], run_dir, slots)

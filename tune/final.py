@@ -1,14 +1,17 @@
 """After a search: its winner trained in full by several seeds, on the same rows; the best on validation is kept.
 
     final/seed7/checkpoint   the best epoch of one seed        final/test.json   what the test split says of each
-    final/trials.jsonl       every epoch of every seed         final/tune        Tune's own state, to resume from
+    final/trials.jsonl       every epoch of every seed         final/tune/...    Tune's own state, to resume from
+    final/recipe.json        the winner they are of
 
-The test split chooses nothing: it is counted once, after the choice is made.
+The test split chooses nothing: it is counted once for each checkpoint, after the choice is made. A resumed search may
+find another winner: the trainings of the one before are set aside then, as final-1.
 """
 
+import filecmp
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Final
@@ -19,15 +22,18 @@ from ray.tune.search import BasicVariantGenerator
 
 from bintally.checkpoint import CALIBRATION_FILE, load_checkpoint, write_calibration
 from bintally.config import Recipe
+from bintally.model import WEIGHTS_FILE
 from data.progress import say
+from data.s3_folder import exists, local_copy
 from data.training_rows import TrainingRows
 from train.bootstrap import Bootstrap
 from train.evaluate_calibrate import fit_calibration, tell_calibration
 from train.evaluate_many import count_split, count_stored
-from train.model_card import write_model_card
+from train.model_card import CARD_FILE, write_model_card
 from train.run import keep_checkpoint
 from tune.callbacks import RecordEpochs, TrackTrials
 from tune.config import BudgetConfig, SearchConfig
+from tune.final_folder import FOLDER, begin_final, state_of
 from tune.live import LiveView, live_table
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, begin_session, read_events, read_records
 from tune.slots import Slots, num_ahead
@@ -35,7 +41,6 @@ from tune.space import describe_point, recipe_at
 from tune.trial import TrialSetup, allow_again, run_trial, write_trial_reports
 from tune.trials import ended_ids, follow_trials
 
-FOLDER: Final = "final"
 TEST_FILE: Final = "test.json"
 SEED: Final = "seed"
 SPREAD: Final = ("accuracy", "rmse", "nll")
@@ -60,12 +65,11 @@ def train_seeds(
 
     Done ones are not repeated, and one that was interrupted goes on with its newest checkpoint.
     """
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder = begin_final(winner, run_dir)
     seeds = seeds_of(winner, config.final_seeds)
     say(f"final: {winner.name} at the best point, {winner.max_epochs} epochs, by {len(seeds)} seeds")
     slots = Slots(folder=folder, number=min(at_once, len(seeds)))
-    setup = replace(setup, recipe=winner, storage_path=folder / "trials", slots=slots)
+    setup = setup.within(FOLDER, winner, slots)
     tuner = _build_tuner(config, setup, rows, folder)
     view = LiveView(
         folder=folder,
@@ -94,7 +98,7 @@ def _build_tuner(config: SearchConfig, setup: TrialSetup, rows: TrainingRows, fo
         ray_tune.with_parameters(run_trial, setup=setup, rows=rows),
         {"node:__internal_head__": 0.001},  # as in a search
     )
-    state = folder / "tune"
+    state = state_of(folder)
     if Tuner.can_restore(str(state)):
         return Tuner.restore(str(state), trainable=trainable, resume_errored=True)
     seeds = seeds_of(winner, config.final_seeds)
@@ -103,6 +107,7 @@ def _build_tuner(config: SearchConfig, setup: TrialSetup, rows: TrainingRows, fo
         objective=config.objective,
         max_epochs=winner.max_epochs,
         num_trials=len(seeds),
+        place=setup.place,
         label="final training",
     )
     return Tuner(
@@ -115,7 +120,7 @@ def _build_tuner(config: SearchConfig, setup: TrialSetup, rows: TrainingRows, fo
         ),
         run_config=RunConfig(
             name=state.name,
-            storage_path=str(folder),
+            storage_path=str(state.parent),
             failure_config=FailureConfig(max_failures=1),
             callbacks=[record, TrackTrials(config.track, folder.parent, winner)],
             verbose=0,
@@ -134,17 +139,25 @@ def find_candidates(config: SearchConfig, winner: Recipe, run_dir: Path) -> list
             continue
         recipe = recipe_at(winner, trial.point)
         target = folder / f"seed{recipe.seed}" / "checkpoint"
-        if not target.exists():
-            keep_checkpoint(Path(best.checkpoint_path), target)
-            write_model_card(target, recipe, {"epoch": best.epoch, **best.metrics})
+        with local_copy(best.checkpoint_path, "checkpoint") as source:
+            keep_with_card(source, target, recipe, best)
         candidates.append(Candidate(name=f"seed{recipe.seed}", recipe=recipe, record=best, checkpoint_dir=target))
     return sorted(candidates, key=lambda one: one.recipe.seed)
 
 
+def keep_with_card(source: Path, target: Path, recipe: Recipe, record: EpochRecord) -> None:
+    """Copy a checkpoint with its card, unless it is there."""
+    kept, weights = target / WEIGHTS_FILE, source / WEIGHTS_FILE
+    if (target / CARD_FILE).exists() and filecmp.cmp(kept, weights, shallow=False):  # the card is written last
+        return
+    keep_checkpoint(source, target)
+    write_model_card(target, recipe, {"epoch": record.epoch, **record.metrics})
+
+
 def best_kept(records: Sequence[EpochRecord], config: SearchConfig) -> EpochRecord | None:
     """The best epoch of those whose checkpoint is still there: Train keeps the best by NLL, and the newest."""
-    kept = [one for one in records if one.checkpoint_path and Path(one.checkpoint_path).exists()]
-    return min(kept, key=lambda one: config.objective.loss(one.metrics), default=None)
+    best_first = sorted(records, key=lambda one: config.objective.loss(one.metrics))  # S3 is asked but a few times
+    return next((one for one in best_first if one.checkpoint_path and exists(one.checkpoint_path)), None)
 
 
 def choose(candidates: Sequence[Candidate], found: Candidate, config: SearchConfig) -> Candidate:
@@ -192,13 +205,18 @@ def score_test(
     """
     path = run_dir / FOLDER / TEST_FILE
     figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    scored = [one for one in {one.name: one for one in [*candidates, chosen]}.values() if one.name not in figures]
-    if not scored:
+    loaded = {one.name: load_checkpoint(one.checkpoint_dir) for one in [*candidates, chosen]}
+    checkpoints = {
+        name: one for name, one in loaded.items() if figures.get(name, {}).get("model_version") != one.version
+    }
+    if not checkpoints:
         return figures
-    say(f"final: counting {len(ids):,} ids of the test split by {len(scored)} checkpoints")
-    checkpoints = [load_checkpoint(one.checkpoint_dir) for one in scored]
-    counted = count_split(ids, checkpoints, config.read, "test", use_gpu=config.resources.use_gpu)
-    figures |= {one.name: counted.figures(number, Bootstrap()) for number, one in enumerate(scored)}
+    say(f"final: counting {len(ids):,} ids of the test split by {len(checkpoints)} checkpoints")
+    counted = count_split(ids, [*checkpoints.values()], config.read, "test", use_gpu=config.resources.use_gpu)
+    figures |= {
+        name: {**counted.figures(number, Bootstrap()), "model_version": one.version}
+        for number, (name, one) in enumerate(checkpoints.items())
+    }
     partial = path.with_suffix(".tmp")  # a reader never sees half of it
     partial.write_text(json.dumps(figures, indent=2) + "\n")
     partial.replace(path)

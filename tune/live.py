@@ -16,14 +16,15 @@ from rich.text import Text
 from tune.config import BudgetConfig
 from tune.objective import Objective
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, TrialEvent, read_events, read_records
-from tune.space import describe_point
-from tune.trials import State, TrialView, follow_trials
+from tune.space import describe_point, epochs_at
+from tune.trials import State, TrialView, best_trial_id, follow_trials
 
 _FRAME: Final = 8  # lines of the terminal that are not rows
 _STYLE: Final[dict[State, str]] = {
     "waiting": "dim",
     "running": "cyan",
     "stopped early": "yellow",
+    "out of budget": "yellow",
     "ended": "green",
     "diverged": "red",
     "failed": "red",
@@ -39,6 +40,7 @@ class LiveView:
     title: str
     objective: Objective
     max_epochs: int
+    """Of the longest trial."""
     at_once: int
     """Trials side by side."""
     budget: BudgetConfig
@@ -109,13 +111,14 @@ def render(
 def table_row(trial: TrialView, view: LiveView, now: float, *, is_best: bool) -> list[str]:
     """The cells of one trial."""
     best, newest = trial.best(view.objective), trial.epochs[-1] if trial.epochs else None
-    left = time_left_of(trial, view.max_epochs, now)
+    max_epochs = epochs_at(trial.point, view.max_epochs)
+    left = time_left_of(trial, max_epochs, now)
     return [
         "*" if is_best else "",
         str(trial.number),
         describe_point(trial.point),
         describe_state(trial),
-        f"{trial.last_epoch}/{view.max_epochs}",
+        f"{trial.last_epoch}/{max_epochs}",
         "" if newest is None else _number(newest.metrics[view.objective.metric]),
         "" if best is None else _number(best.metrics[view.objective.metric]),
         "" if newest is None else f"{newest.metrics['val_accuracy']:.1%}",
@@ -126,15 +129,9 @@ def table_row(trial: TrialView, view: LiveView, now: float, *, is_best: bool) ->
 
 def describe_state(trial: TrialView) -> str:
     """The state with its epoch or reason."""
-    if trial.state == "stopped early":
-        return f"stopped early after epoch {trial.last_epoch}"
+    if trial.state in ("stopped early", "out of budget"):
+        return f"{trial.state} after epoch {trial.last_epoch}"
     return f"{trial.state}: {_shortened(trial.reason)}" if trial.reason else trial.state
-
-
-def best_trial_id(trials: Sequence[TrialView], objective: Objective) -> str | None:
-    """The trial with the best epoch; the earlier one among equals."""
-    scored = [(objective.loss(best.metrics), one) for one in trials if (best := one.best(objective)) is not None]
-    return min(scored, key=lambda pair: pair[0])[1].trial_id if scored else None
 
 
 def header(view: LiveView, trials: Sequence[TrialView], events: Sequence[TrialEvent], now: float) -> str:
@@ -168,12 +165,13 @@ def time_left(view: LiveView, trials: Sequence[TrialView], begun: float, now: fl
     if not timed:
         return None
     epoch_s = sum(one.epoch_s or 0.0 for one in timed) / len(timed)
-    over = [one for one in trials if one.state in ("stopped early", "ended", "diverged", "failed")]
+    over = [one for one in trials if one.state not in ("waiting", "running")]
     epochs = sum(one.last_epoch for one in over) / len(over) if over else view.max_epochs
     starts = [max(0.0, one.epochs[0].ended - one.spans[0][0] - (one.epoch_s or 0.0)) for one in timed if one.spans]
     whole_s = epochs * epoch_s + (sum(starts) / len(starts) if starts else 0.0)
     running = [one for one in trials if one.state == "running"]
-    rest = [whole_s if (left := time_left_of(one, view.max_epochs, now)) is None else left for one in running]
+    lefts = [time_left_of(one, epochs_at(one.point, view.max_epochs), now) for one in running]
+    rest = [whole_s if left is None else left for left in lefts]
     num_waiting = max(0, view.budget.trials - len(over) - len(running))
     limits = [max([(sum(rest) + num_waiting * whole_s) / view.at_once, *rest])]
     if view.budget.time_s is not None:

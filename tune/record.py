@@ -17,7 +17,7 @@ from tune.space import Point
 TRIALS_FILE: Final = "trials.jsonl"
 EVENTS_FILE: Final = "events.jsonl"
 
-What = Literal["session", "waiting", "started", "stopped", "ended", "diverged", "failed"]
+What = Literal["session", "waiting", "started", "stopped", "budget", "ended", "diverged", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,8 @@ class TrialEvent:
     """That a trial began or came to an end, or that the search was started or resumed."""
 
     what: What
-    """`waiting`: its process is there; `started`: it has a slot; `stopped` is by the search, `ended` by itself."""
+    """`waiting`: its process is there; `started`: it has a slot; `stopped` is early, by ASHA; `budget`: that was spent;
+    `ended` is by itself."""
     at: float
     """By `time.time()`."""
     trial_id: str = ""

@@ -12,9 +12,9 @@ from tune.config import SearchConfig
 from tune.importance import MIN_TRIALS
 from tune.live import describe_state, format_left
 from tune.record import TrialEvent
-from tune.report_plots import best_of, draw_search
+from tune.report_plots import draw_search
 from tune.space import describe_point
-from tune.trials import TrialView
+from tune.trials import TrialView, best_trial_id
 
 REPORT_FILE: Final = "report.html"
 _WIDE: Final = (
@@ -77,7 +77,7 @@ def render_report(
         f"<title>Search: {text(run_dir.name)}</title><style>{style}{_WIDE}</style></head><body>"
         f'<header><h1>What the search found</h1><p class="where"><code>{text(run_dir.name)}</code>: recipe'
         f" {text(recipe.name)} on <code>{text(recipe.data.source)}</code>, {results['num_begun']} of"
-        f" {results['num_trials']} trials begun, up to {recipe.max_epochs} epochs each, {made}</p>"
+        f" {results['num_trials']} trials begun, up to {config.max_epochs} epochs each, {made}</p>"
         f'<nav aria-label="Chapters"><ul>{links}</ul></nav></header>'
         f"<main>{''.join(chapters)}</main><footer><p>Made by <code>tune/search.py</code>. All figures:"
         " <code>results.json</code>; every epoch: <code>trials.jsonl</code>; begins and ends:"
@@ -197,7 +197,7 @@ def space_section(charts: Mapping[str, Path], results: Mapping[str, Any]) -> str
 def trial_section(config: SearchConfig, trials: Sequence[TrialView], run_dir: Path) -> str:
     """Every trial, in the order in which they began."""
     objective = config.objective
-    best_id = best_of(trials, objective)
+    best_id = best_trial_id(trials, objective)
     rows = []
     for trial in trials:
         best = trial.best(objective)
@@ -252,12 +252,13 @@ def cost_section(charts: Mapping[str, Path], results: Mapping[str, Any]) -> str:
     how = (
         "Used: the time in which trials held their workers, times the workers of each. Saved: the epochs that trials"
         " which were stopped early did not run, at the mean time of their own epochs, against running them to the end;"
-        " trials that failed or diverged saved nothing."
+        " trials that failed, diverged or were out of budget saved nothing."
     )
     caption = (
         "No trial ever waited for a slot."
         if busy is None
-        else f"While trials were waiting, <b>{busy:.0%}</b> of the {results['at_once']} slots were taken."
+        else f"While trials were waiting, <b>{busy:.0%}</b> of the {results['at_once']} slots were held: from a trial's"
+        " turn to its end, the start of its workers included."
     )
     picture = chart(charts["running"], alt="Number of running trials over time", caption=caption)
     return section(

@@ -17,7 +17,7 @@ from tune.costs import running_over_time
 from tune.objective import Objective
 from tune.record import TrialEvent
 from tune.space import Choice, Dimension, Value
-from tune.trials import TrialView
+from tune.trials import TrialView, best_trial_id
 
 _SIZE: Final = (5.2, 3.5)  # inches
 _SHORT: Final = {"optim.lr": "learning rate", "optim.global_batch_size": "batch size"}
@@ -28,7 +28,7 @@ def draw_search(
     config: SearchConfig, trials: Sequence[TrialView], events: Sequence[TrialEvent], at_once: int, folder: Path
 ) -> dict[str, Path]:
     """Draw every figure as <name>.png; their paths by name."""
-    objective, max_epochs = config.objective, config.recipe.max_epochs
+    objective, max_epochs = config.objective, config.max_epochs
     accuracy = Objective(metric="val_accuracy", mode="max")
     figures: dict[str, Callable[[Axes], None]] = {
         "objective": lambda axes: draw_curves(axes, trials, objective, objective, max_epochs),
@@ -43,7 +43,7 @@ def draw_curves(
     axes: Axes, trials: Sequence[TrialView], shown: Objective, objective: Objective, max_epochs: int
 ) -> None:
     """A figure over the epochs of every trial; where a curve ends early, how."""
-    best_id = best_of(trials, objective)
+    best_id = best_trial_id(trials, objective)
     values = []
     for trial in trials:
         numbers = [one.epoch for one in trial.epochs]
@@ -82,17 +82,11 @@ def _limits(values: np.ndarray, shown: Objective) -> tuple[float, float]:
     return float(ends.min()) - margin, float(ends.max()) + margin
 
 
-def best_of(trials: Sequence[TrialView], objective: Objective) -> str | None:
-    """The id of the trial with the best epoch."""
-    scored = {one.trial_id: objective.loss(best.metrics) for one in trials if (best := one.best(objective)) is not None}
-    return min(scored, key=scored.__getitem__) if scored else None
-
-
 def draw_space(axes: Axes, trials: Sequence[TrialView], dimensions: dict[str, Dimension], objective: Objective) -> None:
     """Parallel coordinates: a line per trial through its values and its score, the best in the darkest colour."""
     scores = {one.trial_id: best.metrics[objective.metric] for one in trials if (best := one.best(objective))}
     heights = score_heights(scores, objective)
-    best_id = best_of(trials, objective)
+    best_id = best_trial_id(trials, objective)
     for trial in sorted(trials, key=lambda one: heights.get(one.trial_id, -1.0)):
         height = heights.get(trial.trial_id)
         ys = [place(trial.point.get(name), one) for name, one in dimensions.items()] + [height or 0.0]

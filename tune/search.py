@@ -4,7 +4,7 @@
     python tune/search.py --recipe demo --source file:///absolute/bucket --num-trials 8
     python tune/search.py --space model.backbone=resnet18,resnet34 optim.weight_decay=log:1e-5:1e-2 --objective accuracy
     python tune/search.py --preset capstone-b --max-total-epochs 40
-    python tune/search.py --run-dir runs/x --resume           # go on with an interrupted search
+    python tune/search.py --run-dir runs/x --resume           # go on with an interrupted search; s3://bucket/x, too
 
 Leaves in the run folder: best.json (a recipe for train/fit.py), checkpoint/ (for serve and train/evaluate.py),
 curves.png, trials.jsonl, results.json, drops.json, and of each trial health.json, profile.html and curves.png.
@@ -21,7 +21,8 @@ from bintally.cli import readable_errors
 from bintally.config import Recipe, with_settings
 from bintally.errors import ConfigError
 from bintally.recipes import get_recipe
-from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, new_run_dir
+from data.args import ModelArgs, ReadArgs, ResourceArgs, SourceArgs, is_remote
+from train.mirror import open_run
 from train.tracking import TrackerName, check_trackers
 from tune.config import AshaConfig, BudgetConfig, Sampler, SearchConfig, read_search, write_search
 from tune.objective import parse_objective
@@ -37,19 +38,20 @@ class SearchArgs:
     preset: Literal["capstone-a", "capstone-b", "capstone-c", "capstone-d"] | None = None
     """A search that a report describes; other flags override single settings. capstone-a: lr 0.001-0.1, batch 16/32/64,
     2-6 epochs; -b: five epochs of a tenth of the rows, for accuracy; -c: lr 0.005-0.01, batch 16-128, 2-5 epochs; -d:
-    -b on balanced, weighted rows with SGD. All on report_resnet50. tune/presets.py says what is known of each."""
+    -b on balanced, weighted rows with SGD. All on report_resnet50, each trial to its end unless --asha.
+    tune/presets.py says what is known of each."""
     recipe: str | None = None
     """Named recipe of bintally/recipes.py that all trials share. Default: the preset's, or baseline_resnet34."""
     space: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """FIELD=DIMENSION of any field of the recipe, beside the learning rate and the batch size or instead of them:
-    log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH, logint:LOW:HIGH, or values as 16,32. A single value fixes
-    the field."""
+    log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH, logint:LOW:HIGH, or values such as 16,32. A single value
+    fixes the field."""
     lr: tuple[float, float] | None = None
     """Bounds of the learning rate, drawn log-uniformly. Default: a thirtieth to thrice the recipe's."""
     batch_sizes: tuple[int, ...] | None = None
     """Global batch sizes to choose among. Default: 32 64 128."""
     sampler: Sampler = "random"
-    """How points are chosen: random; grid, all of them; tpe, near good ones (needs Optuna: the extra tpe); bohb, as
+    """How points are chosen: random; grid, all of them; tpe, near good ones (needs Optuna: the extra tpe); bohb, like
     tpe, but trials are compared at the rung that they reached."""
     grid_steps: int = 4
     """Of grid: values of each range, from bound to bound."""
@@ -70,26 +72,28 @@ class SearchArgs:
     """One in so many goes on from a rung; the next rung lies so many times as far."""
     brackets: int = 1
     """Ladders to which trials are dealt out; each begins a rung later than the one before."""
-    asha: tyro.conf.FlagCreatePairsOff[bool] = True
+    asha: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Stop trials early. The default, but not with --preset, since the reports ran each trial to its end."""
+    no_asha: tyro.conf.FlagCreatePairsOff[bool] = False
     """Let every trial run to its end."""
     micro_batch_on_oom: bool = False
     """Take fewer photos at once where a batch does not fit into memory, and accumulate the gradients."""
     final_seeds: int = 3
-    """Trainings of the winner, each with another seed, after the search."""
+    """Trainings of the winner, each with another seed, after the search; each of their epochs visits all rows."""
     final: tyro.conf.FlagCreatePairsOff[bool] = True
     """Keep the winner's trial, and train nothing after the search."""
     seed: int | None = None
     """Seeds the points, the weights and the order of the rows. Default: the recipe's."""
     epoch_fraction: float | None = None
-    """Share of the training rows that one epoch visits, a fresh one each epoch. Default: the recipe's."""
+    """Share of the training rows that one epoch of a trial visits, a fresh one each epoch. Default: the recipe's."""
     balanced: bool = False
     """Visit every count equally often."""
     price_per_hour: float | None = None
     """Price of one worker (GPU or CPU) for an hour, for the report's costs. Default: hours alone are shown."""
     track: tuple[TrackerName, ...] = ()
     """Also record each trial for tensorboard, or mlflow (an extra), or both."""
-    run_dir: Path | None = None
-    """Folder of the run. Default: a new one under runs/."""
+    run_dir: str | None = None
+    """Folder of the run, or s3://bucket/prefix. Default: a new one under runs/."""
     resume: bool = False
     """Go on with the search in --run-dir, as it was started; the other flags have no meaning then."""
     bucket: tyro.conf.OmitArgPrefixes[SourceArgs] = field(default_factory=SourceArgs)
@@ -106,8 +110,10 @@ class SearchArgs:
         if self.resume:
             if self.run_dir is None:
                 raise ConfigError("--resume needs --run-dir, the folder of the search to go on with")
-            return read_search(self.run_dir)
-        preset = get_preset(self.preset) if self.preset else Preset(recipe="baseline_resnet34")
+            return read_search(Path(self.run_dir))
+        if self.asha and self.no_asha:
+            raise ConfigError("--asha and --no-asha exclude each other; give one of them")
+        preset = get_preset(self.preset) if self.preset else Preset(recipe="baseline_resnet34", asha=True)
         recipe = self._recipe(preset)
         dimensions = self._dimensions(recipe, preset)
         fixed = {name: one.values[0] for name, one in dimensions.items() if isinstance(one, Choice) and one.is_single}
@@ -126,7 +132,7 @@ class SearchArgs:
                 grace_epochs=self.grace_epochs,
                 reduction_factor=self.reduction_factor,
                 brackets=self.brackets,
-                enabled=self.asha,
+                enabled=self.asha or (preset.asha and not self.no_asha),
             ),
             final_seeds=self.final_seeds if self.final else 0,
             price_per_hour=self.price_per_hour,
@@ -183,16 +189,19 @@ def main() -> None:
     """Parse, then search."""
     with readable_errors():
         args = tyro.cli(SearchArgs, description=__doc__)
-        config = args.resolve()
-        check_trackers(config.track)
-        run_dir = new_run_dir(args.run_dir, "search")
-        if not args.resume:
-            write_search(config, run_dir)
-        elif config.budget.trials != args.num_trials:
-            print(f"the space has {config.budget.trials} points, so there are as many trials")
-        from tune.driver import search  # heavy imports only after the flags are known to be good
+        in_s3 = args.run_dir is not None and is_remote(args.run_dir, "run_dir")
+        if not (in_s3 and args.resume):
+            check_trackers(args.resolve().track)  # a refused command leaves no folder
+        with open_run(args.run_dir, "search", must_exist=args.resume) as run:
+            config = replace(args, run_dir=str(run.folder)).resolve()
+            check_trackers(config.track)
+            if not args.resume:
+                write_search(config, run.folder, run.place)
+                if config.budget.trials != args.num_trials:
+                    print(f"the space has {config.budget.trials} points, so there are as many trials")
+            from tune.driver import search  # heavy imports only after the flags are known to be good
 
-        search(config, run_dir, resume=args.resume)
+            search(config, run.folder, resume=args.resume, place=run.place)
 
 
 if __name__ == "__main__":

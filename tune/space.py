@@ -8,13 +8,14 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import combinations, product
 from typing import Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict
 
 from bintally.config import Recipe, with_settings
 from bintally.errors import ConfigError
+from data.args import absolute_weights
 
 Value = bool | int | float | str | None
 Point = dict[str, Value]
@@ -22,6 +23,9 @@ Point = dict[str, Value]
 
 LR: Final = "optim.lr"
 BATCH_SIZE: Final = "optim.global_batch_size"
+WEIGHTS: Final = "model.weights"
+MAX_EPOCHS: Final = "max_epochs"
+MAX_CORNERS: Final = 10_000
 _KINDS: Final = {"uniform": (False, False), "log": (True, False), "int": (False, True), "logint": (True, True)}
 
 
@@ -118,8 +122,22 @@ class SearchSpace:
             raise ConfigError("space is empty: name at least one field, as --space optim.lr=log:1e-4:1e-1")
 
     def corners(self) -> list[Point]:
-        """Each end of every dimension, with each of the others."""
-        return self._crossed({name: one.ends() for name, one in self.dimensions.items()})
+        """Each end of every two dimensions with each other, the rest at their first: no recipe rule has three fields.
+
+        Raises:
+            ConfigError: there are too many.
+        """
+        ends = {name: one.ends() for name, one in self.dimensions.items()}
+        if sum(len(ends[one]) * len(ends[other]) for one, other in combinations(ends, 2)) > MAX_CORNERS:
+            longest = max(ends, key=lambda name: len(ends[name]))
+            raise ConfigError(
+                f"space {longest}: {len(ends[longest])} values, and those of the other fields, make more than"
+                f" {MAX_CORNERS:,} pairs to check; list fewer, or give a range"
+            )
+        first = {name: values[:1] for name, values in ends.items()}
+        chosen: list[tuple[str, ...]] = [*combinations(ends, 2)] or [tuple(ends)]
+        points = [point for names in chosen for point in self._crossed(first | {name: ends[name] for name in names})]
+        return list({tuple(map(repr, point.values())): point for point in points}.values())
 
     def num_grid(self, num_steps: int) -> int:
         """How many points the grid has."""
@@ -167,6 +185,10 @@ def parse_space(settings: Iterable[str]) -> dict[str, Dimension]:
             dimensions[field] = parse_dimension(text)
         except ConfigError as error:
             raise ConfigError(f"space {field}: {error}") from None
+    weights = dimensions.get(WEIGHTS)
+    if isinstance(weights, Choice):
+        found = (absolute_weights(value) if isinstance(value, str) else value for value in weights.values)
+        dimensions[WEIGHTS] = Choice(values=tuple(found))
     return dimensions
 
 
@@ -191,6 +213,12 @@ def value_at(recipe: Recipe, field: str) -> Any:  # noqa: ANN401  # a field can 
             raise ConfigError(f"space names {field}, which is no field of a recipe; a field is for example {LR}")
         value = value[part]
     return value
+
+
+def epochs_at(point: Point, longest: int) -> int:
+    """Epochs of a trial that runs to its end: its own where the space varies them, else as many as the longest."""
+    own = point.get(MAX_EPOCHS)
+    return own if isinstance(own, int) else longest
 
 
 def describe_point(point: Point) -> str:

@@ -43,6 +43,8 @@ class EndTrials(Stopper):
         self._records = records
         self._epochs: set[tuple[str, int]] | None = None
         self._started = 0.0
+        self.out_of_budget: set[str] = set()
+        """Trials that ended since it was spent."""
         self._told = False
         _NEWEST[records] = self
 
@@ -56,6 +58,8 @@ class EndTrials(Stopper):
         if "epoch" in result:
             self._epochs.add((trial_id, result["epoch"]))
             spent = self.spent
+        if spent:
+            self.out_of_budget.add(trial_id)
         return spent or result.get(SCORE, 0.0) >= DIVERGED
 
     def stop_all(self) -> bool:

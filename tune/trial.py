@@ -3,14 +3,14 @@
 Runs in a Tune actor that only drives; the work is done by the workers of its TorchTrainer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 from ray import tune as ray_tune
 from ray.train import Checkpoint, TrainingFailedError
 from ray.train.v2._internal.execution.context import TrainRunContext
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
 from bintally.config import Recipe, read_recipe, write_recipe
 from bintally.errors import RunError
@@ -21,12 +21,14 @@ from train.give_up import causes_of, final_failure
 from train.news import News
 from train.run_folder import METRICS_FILE, RECIPE_FILE, EpochLog
 from train.state import FOR_THE_DRIVER, PARTIAL
+from train.storage import Storage, place_of
 from train.trainer import build_trainer
 from tune.config import SearchConfig
 from tune.objective import SCORE, Objective
 from tune.slots import BeginInTurn, NeverBegunError, Slots, number_of
 from tune.space import Point, recipe_at
 
+_TRIALS: Final = "trials"
 _PREFIX: Final = "train-"  # of the folders of the trials
 _FAILED_FILE: Final = "failed.txt"  # why a trial can only fail again
 
@@ -38,22 +40,40 @@ class TrialSetup:
     recipe: Recipe
     resources: ResourceArgs
     objective: Objective
+    place: str
+    """Where the run lies for its user."""
     storage_path: Path
+    """Folder of the trials' folders."""
+    storage: Storage
+    """Where their checkpoints lie: there, or in S3 under the same names."""
     slots: Slots
     """Of which each trial takes one."""
     news: News
     """Takes lines for the driver's terminal."""
 
     @classmethod
-    def of(cls, config: SearchConfig, run_dir: Path, news: News, at_once: int) -> Self:
-        """That of a search and its run folder."""
+    def of(cls, config: SearchConfig, run_dir: Path, news: News, at_once: int, place: str) -> Self:
+        """That of a search and its run folder, which lies at `place` for its user."""
         return cls(
             recipe=config.recipe,
             resources=config.resources,
             objective=config.objective,
-            storage_path=run_dir / "trials",
+            place=place,
+            storage_path=run_dir / _TRIALS,
+            storage=Storage.of(place).under(_TRIALS),
             slots=Slots(folder=run_dir, number=at_once, max_total_epochs=config.budget.epochs),
             news=news,
+        )
+
+    def within(self, folder: str, recipe: Recipe, slots: Slots) -> Self:
+        """That of trainings of another recipe, in a folder of the same run."""
+        return replace(
+            self,
+            recipe=recipe,
+            place=f"{self.place}/{folder}",
+            storage_path=self.storage_path.parent / folder / _TRIALS,
+            storage=Storage.of(self.place).under(folder, _TRIALS),
+            slots=slots,
         )
 
 
@@ -79,7 +99,8 @@ def run_trial(point: Point, *, setup: TrialSetup, rows: TrainingRows) -> None:
         rows,
         setup.resources,
         name=folder.name,
-        storage_path=setup.storage_path,
+        storage_path=setup.storage.path,
+        filesystem=setup.storage.filesystem,
         callback=ReportEpochs(setup.objective, EpochLog(folder), setup.news, name),
         begin=BeginInTurn(setup.slots, trial_id, point),
         keep=(setup.objective.metric, setup.objective.mode),
@@ -125,6 +146,8 @@ class ReportEpochs(TuneReportCallback):
         if not metrics[0].get(PARTIAL):
             figures = {name: value for name, value in metrics[0].items() if name not in FOR_THE_DRIVER}
             figures[SCORE] = self._objective.loss(figures)
-            super().after_report(run_context, [figures], checkpoint)
+            if checkpoint:
+                figures[CHECKPOINT_PATH_KEY] = place_of(checkpoint)  # Tune's own lacks the s3://
+            super().after_report(run_context, [figures], None)
             for line in self._log.add(metrics[0]):
                 self._news.put(f"{self._name} {line}")

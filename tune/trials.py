@@ -9,11 +9,12 @@ from tune.objective import Objective
 from tune.record import EpochRecord, TrialEvent, What
 from tune.space import Point
 
-State = Literal["waiting", "running", "stopped early", "ended", "diverged", "failed"]
-_STATES: Final[dict[What, State]] = {
+State = Literal["waiting", "running", "stopped early", "out of budget", "ended", "diverged", "failed"]
+STATES: Final[dict[What, State]] = {
     "waiting": "waiting",
     "started": "running",
     "stopped": "stopped early",
+    "budget": "out of budget",
     "ended": "ended",
     "diverged": "diverged",
     "failed": "failed",
@@ -85,13 +86,19 @@ def follow_trials(
             trial_id=trial_id,
             number=number,
             point=point,
-            state=_STATES[newest[trial_id].what] if trial_id in newest else "waiting",
+            state=STATES[newest[trial_id].what] if trial_id in newest else "waiting",
             reason=newest[trial_id].reason if trial_id in newest else "",
             epochs=tuple(sorted(filter(_is_sound, epochs.get(trial_id, [])), key=lambda one: one.epoch)),
             spans=tuple(spans.get(trial_id, ())),
         )
         for number, (trial_id, point) in enumerate(points.items())
     ]
+
+
+def best_trial_id(trials: Sequence[TrialView], objective: Objective) -> str | None:
+    """The trial with the best epoch; the earlier one among equals."""
+    scores = {one.trial_id: objective.loss(best.metrics) for one in trials if (best := one.best(objective)) is not None}
+    return min(scores, key=scores.__getitem__) if scores else None
 
 
 def ended_ids(events: Iterable[TrialEvent]) -> set[str]:

@@ -8,12 +8,13 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.search import SearchAlgorithm
 
 from data.training_rows import TrainingRows
-from tune.callbacks import KeepRungs, RecordEpochs, TrackTrials
+from tune.callbacks import KeepState, RecordEpochs, TrackTrials
 from tune.config import SearchConfig
 from tune.generators import ListedPoints, SuggestedPoints
+from tune.kept_state import mend_state
 from tune.objective import SCORE
-from tune.record import TRIALS_FILE
-from tune.rungs import Asha, build_scheduler
+from tune.record import EVENTS_FILE, TRIALS_FILE
+from tune.rungs import build_scheduler
 from tune.samplers import listed_points
 from tune.slots import num_ahead
 from tune.stoppers import EndTrials
@@ -41,14 +42,16 @@ def build_tuner(
         {"node:__internal_head__": 0.001},
     )
     end = EndTrials(config.budget, run_dir / TRIALS_FILE)  # also what a restored Tuner heeds
+    mend_state(run_dir / EXPERIMENT)
     if resume and Tuner.can_restore(str(run_dir / EXPERIMENT)):
         return Tuner.restore(str(run_dir / EXPERIMENT), trainable=trainable, resume_errored=True)
-    scheduler = build_scheduler(config)
     record = RecordEpochs(
         run_dir / TRIALS_FILE,
         objective=config.objective,
         max_epochs=config.max_epochs,
         num_trials=config.budget.trials,
+        place=setup.place,
+        end=end,
     )
     track = TrackTrials(config.track, run_dir, config.recipe)
     return Tuner(
@@ -58,21 +61,21 @@ def build_tuner(
             metric=SCORE,
             mode="min",
             num_samples=config.budget.trials,
-            scheduler=scheduler,
-            search_alg=_generator(config, at_once, end),
+            scheduler=build_scheduler(config, run_dir / TRIALS_FILE),
+            search_alg=_generator(config, run_dir, at_once, end),
         ),
         run_config=RunConfig(
             name=EXPERIMENT,
             storage_path=str(run_dir),
             failure_config=FailureConfig(max_failures=1),
-            callbacks=[record, track, *([KeepRungs(scheduler)] if isinstance(scheduler, Asha) else [])],
+            callbacks=[record, track, KeepState(run_dir / EXPERIMENT)],
             stop=end,
             verbose=0,
         ),
     )
 
 
-def _generator(config: SearchConfig, at_once: int, end: EndTrials) -> SearchAlgorithm:
+def _generator(config: SearchConfig, run_dir: Path, at_once: int, end: EndTrials) -> SearchAlgorithm:
     points = listed_points(config)
     if points is not None:
         # A trial that Tune began cannot be put off to the session in which a budget of time starts anew.
@@ -80,4 +83,4 @@ def _generator(config: SearchConfig, at_once: int, end: EndTrials) -> SearchAlgo
         return ListedPoints(points, at_once, end, ahead)
     from tune.optuna_search import build_searcher  # an extra, which other samplers do without
 
-    return SuggestedPoints(build_searcher(config), at_once, end)
+    return SuggestedPoints(build_searcher(config, run_dir / EVENTS_FILE), at_once, end)

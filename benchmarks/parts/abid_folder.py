@@ -1,6 +1,7 @@
 """The photos of an ABID folder as one bucket of links, labelled by the official lists."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,11 @@ class LinkedBucket:
     num_pairs: int
     """Padded ids from the pairs, those without a listed count, too; un-padded ids are other bins, and stay out."""
     num_extra: int
+
+    @property
+    def photos_dir(self) -> Path:
+        """Where the links lie."""
+        return self.folder / "bin-images"
 
     def describe(self) -> str:
         """What the photos are, in a sentence for the page."""
@@ -68,8 +74,13 @@ def link_bucket(abid_dir: Path, folder: Path) -> LinkedBucket:
     )
 
 
-def class_mix(data: DataConfig) -> dict[str, Mix]:
-    """How many photos of each count every split holds, by the rule and the lists that trainings use.
+def source_of(photo: Path) -> str:
+    """Whether the photo that this link leads to is one of the `pairs` or an `extra` one."""
+    return "extra" if photo.readlink().parts[-3:-1] == tuple(EXTRA.split("/")) else "pairs"
+
+
+def counts_by_split(data: DataConfig) -> dict[str, dict[str, int]]:
+    """Id to count of the photos of each split, by the rule and the lists that trainings use.
 
     Raises:
         ConfigError: a split is empty, or the lists cannot be read.
@@ -79,8 +90,17 @@ def class_mix(data: DataConfig) -> dict[str, Mix]:
 
     assert data.labels is not None
     splits = list_splits(data, needed=("train", "val", "test"))
-    mixes: dict[str, Mix] = {}
-    for split, ids in splits.items():
-        kept = [count for count in listed_counts(ids, data.labels).values() if count <= data.max_count]
-        mixes[split] = dict(sorted(Counter(kept).items()))
-    return mixes
+    return {
+        split: {bin_id: count for bin_id, count in listed_counts(ids, data.labels).items() if count <= data.max_count}
+        for split, ids in splits.items()
+    }
+
+
+def class_mix(splits: dict[str, dict[str, int]]) -> dict[str, Mix]:
+    """How many photos of each count every split holds."""
+    return {split: dict(sorted(Counter(counts.values()).items())) for split, counts in splits.items()}
+
+
+def source_mix(ids: Iterable[str], photos_dir: Path) -> dict[str, int]:
+    """How many of these photos come from where."""
+    return dict(sorted(Counter(source_of(photos_dir / f"{bin_id}.jpg") for bin_id in ids).items()))

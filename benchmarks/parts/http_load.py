@@ -107,7 +107,8 @@ class Connection(asyncio.Protocol):
         """Send the request; the status of its answer, or FAILED."""
         assert self._transport is not None
         loop = asyncio.get_running_loop()
-        answer = self._answer = loop.create_future()
+        answer: asyncio.Future[int] = loop.create_future()
+        self._answer = answer
         timer = loop.call_later(target.timeout_s, self.close)
         self._transport.write(target.request)
         try:

@@ -19,7 +19,8 @@ class Counter(litserve.LitAPI):  # type: ignore[misc]  # not installed where myp
         """Load the model."""
         self._bare = Bare(sys.argv[1])
 
-    def decode_request(self, request) -> np.ndarray:  # noqa: ANN001  # an annotation would be the type of a JSON body
+    # An annotation of the request would be the type of a JSON body.
+    def decode_request(self, request) -> np.ndarray:  # type: ignore[no-untyped-def]  # noqa: ANN001
         """A form to pixels."""
         return self._bare.decode(request["photo"].file.read())
 
@@ -35,7 +36,7 @@ class Counter(litserve.LitAPI):  # type: ignore[misc]  # not installed where myp
         """What predict gave."""
         return output
 
-    def encode_response(self, output: dict[str, Any]):  # noqa: ANN201  # as above
+    def encode_response(self, output: dict[str, Any]):  # type: ignore[no-untyped-def]  # noqa: ANN201  # as above
         """As it goes out."""
         return output
 

@@ -40,7 +40,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     with ray_session():
         serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
-        serve.run(Counter.bind(sys.argv[1]))
+        serve.run(Counter.bind(sys.argv[1]))  # type: ignore[attr-defined]  # the decorators' types hide the deployment
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
         serve.shutdown()
 

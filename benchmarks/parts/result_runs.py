@@ -4,6 +4,7 @@ A run folder holds run.json (settings, seconds), train.log, evaluate.log, what t
 train/evaluate.py leaves. What is there is not done again.
 """
 
+import csv
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.parts.abid_folder import LinkedBucket
+from benchmarks.parts.result_controls import outcome_figures
 from benchmarks.parts.result_rows import Row
 from bintally.errors import ConfigError, RunError
 
@@ -106,12 +108,20 @@ def read_figures(plan: RunPlan, record: dict[str, Any]) -> dict[str, Any]:
     """Figures of a run that is done: of the test split, and of the validation split in training."""
     test = json.loads(plan.metrics_path.read_text())
     val = json.loads((plan.run_dir / "checkpoint/metrics.json").read_text())
+    with (plan.metrics_path.parent / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected, counted = ([int(row[name]) for row in rows] for name in ("expected", "counted"))
+    outcome = outcome_figures(plan.bucket.photos_dir, [row["id"] for row in rows], expected, counted)
     return {
         "seed": plan.seed,
         "num_images": test["num_images"],
         "accuracy": test["accuracy"],
         "within_one": test["within_one"],
         "nll": test["nll"],
+        "quadratic_kappa": test["quadratic_kappa"],
+        "by_source": outcome["by_source"],
+        "by_count": outcome["by_count"],
+        "interval": test["intervals"]["accuracy"],
         "rmse": test["decoders"]["argmax"]["rmse"],
         "rmse_mean": test["decoders"]["mean"]["rmse"],
         "val_accuracy": val["val_accuracy"],

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, Final
 from benchmarks.parts.serve_rows import LOOPS, ROOT, SERVERS, Place, Server
 from benchmarks.parts.usage import family, resident_mb
 from bintally.errors import RunError
+from bintally.ports import free_port
 
 START_S: Final = 180.0
 END_S: Final = 30.0
@@ -163,11 +163,3 @@ def _pinned(core: int | None) -> list[str]:
 def _environment() -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-
-
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

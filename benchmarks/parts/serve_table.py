@@ -121,7 +121,8 @@ def _of(row: dict[str, Any], *path: str) -> float | None:
     value: Any = row
     for step in path:
         value = value.get(step) if isinstance(value, dict) else None
-    return value
+    found: float | None = value
+    return found
 
 
 def _difference(left: float | None, right: float | None) -> float | None:

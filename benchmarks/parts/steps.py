@@ -1,8 +1,14 @@
 """The loops that `benchmarks/train_step.py` compares, on the same drawn batch."""
 
+import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,12 +19,14 @@ from torch.nn import functional as F
 from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, ArrayBatch
 from bintally.config import ComputeConfig, ModelConfig, OptimConfig, Recipe
 from bintally.model import Counter, build_model
+from bintally.recipes import demo
 from bintally.source_config import DataConfig
 from train.augment import augment, draw
 from train.monitor import Monitor
-from train.optim import build_optimizer, build_schedule
+from train.optim import Schedule, build_optimizer
 from train.state import Fit
 from train.step import Stepper, on_device
+from train.tracking import TrackerName, tracked
 from train.workers import Worker
 
 NUM_STEPS = 100_000  # of the schedule: more than are taken
@@ -44,23 +52,57 @@ class NoMonitor:
         """Nothing."""
 
 
-def make_loops(*, backbone: str, image_size: int, batch_size: int, device: str, precision: str) -> dict[str, Loop]:
-    """Functions that take so many steps, each with a model of its own that began with the same weights."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopSetting:
+    """What the loops train on."""
+
+    backbone: str
+    image_size: int
+    batch_size: int
+    device: str
+    precision: str
+
+
+def make_loop(name: str, setting: LoopSetting) -> Loop:
+    """A function that takes so many steps, with a model of its own; those of all names begin with the same weights."""
     recipe = Recipe(
         name="benchmark",
-        data=DataConfig(image_size=image_size),
-        model=ModelConfig(backbone=backbone),
-        optim=OptimConfig(lr=1e-4, global_batch_size=batch_size),
-        compute=ComputeConfig(precision=cast("Literal['fp32', 'bf16']", precision)),
+        data=DataConfig(image_size=setting.image_size),
+        model=ModelConfig(backbone=setting.backbone),
+        optim=OptimConfig(lr=1e-4, global_batch_size=setting.batch_size),
+        compute=ComputeConfig(precision=cast("Literal['fp32', 'bf16']", setting.precision)),
         max_epochs=1,
     )
-    batch = _draw_batch(batch_size, image_size)
-    place = torch.device(device)
-    return {
-        "bare_loop": _bare_loop(recipe, batch, place),
-        "bintally": _own_loop(recipe, batch, place, monitored=True),
-        "no_monitor": _own_loop(recipe, batch, place, monitored=False),
+    batch = _draw_batch(setting.batch_size, setting.image_size)
+    make: dict[str, Callable[[Recipe, ArrayBatch, torch.device], Loop]] = {
+        "bare_loop": _bare_loop,
+        "bintally": partial(_own_loop, monitored=True),
+        "no_monitor": partial(_own_loop, monitored=False),
     }
+    return make[name](recipe, batch, torch.device(setting.device))
+
+
+def peak_memory_mb(name: str, setting: LoopSetting, num_steps: int) -> float:
+    """Of a loop alone in its process: what was allocated on the GPU; without one what the process held at most."""
+    make_loop(name, setting)(num_steps)
+    if setting.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def tracking_cpu_ms(num_epochs: int) -> dict[str, float]:
+    """CPU time of each tracker per epoch of 40 figures, which is what the driver spends beside the workers."""
+    figures = {f"figure_{number}": number / 7 for number in range(40)}
+    names: tuple[TrackerName, ...] = ("tensorboard", "mlflow")
+    spent: dict[str, float] = {}
+    for name in names:
+        with TemporaryDirectory() as folder, tracked([name], Path(folder), demo()) as (tracker,):
+            tracker(0, figures)
+            started = time.process_time()
+            for epoch in range(1, num_epochs + 1):
+                tracker(epoch, figures)
+            spent[name] = round(1000 * (time.process_time() - started) / num_epochs, 2)
+    return spent
 
 
 def _draw_batch(size: int, image_size: int) -> ArrayBatch:
@@ -107,14 +149,14 @@ def _bare_loop(recipe: Recipe, batch: ArrayBatch, device: torch.device) -> Loop:
 def _own_loop(recipe: Recipe, batch: ArrayBatch, device: torch.device, *, monitored: bool) -> Loop:
     model = _model(recipe, device).train()
     optimizer = build_optimizer(model, recipe.optim)
-    schedule = build_schedule(optimizer, recipe.optim, num_steps=NUM_STEPS, steps_per_epoch=NUM_STEPS)
-    fit, worker = Fit(recipe, model, optimizer, schedule, None), Worker(0, 1, device)
+    fit, worker = Fit(recipe, model, optimizer, Schedule(optimizer, recipe.optim, 1), None), Worker(0, 1, device)
 
     def take(num_steps: int) -> None:
         with _monitor(model, device, recipe, monitored) as monitor:
             stepper = Stepper(fit, model, worker, monitor, None, epoch=1)
             batches = on_device(repeat(batch, num_steps), device, monitor)
             for number, one in enumerate(monitor.steps(batches)):
+                fit.schedule.begin_step(number / NUM_STEPS, (number + 1) / NUM_STEPS)
                 loss, _ = stepper.step(one, number)
             loss.item()
 

@@ -18,7 +18,7 @@ from data.decode import Share
 from data.drops import DropLedger
 from data.feed import StreamFeed
 from data.order import Sampling
-from data.pipeline import EpochOrder, IdTable, stream_batches
+from data.pipeline import BatchStream, EpochOrder, IdTable
 
 MAX_COUNT = 30  # the synthetic bucket's largest; nothing is filtered out
 
@@ -42,8 +42,9 @@ def make_feed(endpoint: str, ids: Sequence[str]) -> StreamFeed:
     config = DataConfig(source=f"s3://{BUCKET}", endpoint_url=endpoint, image_size=IMAGE_SIZE, max_count=MAX_COUNT)
     spec = FetchSpec(data=config, ledger=DropLedger.start())
     share, sampling, clock = Share(global_batch_size=BATCH_SIZE), Sampling(seed=0), EpochClock.start()
-    plan = stream_batches(IdTable.put(ids), spec, EpochOrder(sampling=sampling, clock=clock), share)
-    shard = plan.streaming_split(1, equal=True)[0]
+    order = EpochOrder(sampling=sampling, clock=clock)
+    stream, photos = BatchStream.of(IdTable.put(ids), spec, order, BATCH_SIZE)
+    shard = stream.batches(photos, 1).streaming_split(1, equal=True)[0]
     return StreamFeed(shard, share, 0, clock)
 
 

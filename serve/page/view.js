@@ -194,7 +194,7 @@ function sourceOf({ num_images: number, source, split, split_by: by, temperature
 }
 
 function verdictsOf({ match, mismatch, false_alarms: alarms, misses }) {
-  return `match above a p(match) of ${percent(match)}, mismatch below ${percent(mismatch)}, review between. ` +
+  return `match above a p(match) of ${percent(match)} and within the range, mismatch below ${percent(mismatch)}, else review. ` +
     `On photos like those of the calibration, at most ${percent(alarms)} of right records are called mismatches, ` +
     `and at most ${percent(misses)} of records off by one or two are called matches`;
 }

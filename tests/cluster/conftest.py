@@ -18,7 +18,7 @@ from data.clock import EpochClock
 from data.decode import Share
 from data.feed import Feed, StoredFeed, StreamFeed
 from data.order import Sampling
-from data.pipeline import EpochOrder, IdTable, stream_batches, stream_rows
+from data.pipeline import BatchStream, EpochOrder, IdTable, stream_rows
 from data.stored import StoredRows
 
 
@@ -68,8 +68,8 @@ def streamed() -> Callable[..., Reader]:
     def make(table: IdTable, spec: FetchSpec, sampling: Sampling | None, *, size: int = 32, workers: int = 1) -> Reader:
         share = Share(global_batch_size=size, num_workers=workers)
         clock = EpochClock.start().of("training")
-        plan = stream_batches(table, spec, EpochOrder(sampling=sampling, clock=clock), share)
-        shards: list[Any] = plan.streaming_split(workers, equal=True)
+        stream, photos = BatchStream.of(table, spec, EpochOrder(sampling=sampling, clock=clock), size)
+        shards: list[Any] = stream.batches(photos, workers).streaming_split(workers, equal=True)
         return Reader([StreamFeed(shard, share, rank, clock) for rank, shard in enumerate(shards)])
 
     return make

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from bintally.recipes import smoke
 from bintally.runtime import load_runtime, probe_photos
 from bintally.runtime_record import read_runtime_record
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,23 +30,18 @@ def checkpoint_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def accelerate(checkpoint: Path, bucket: Path, *flags: str, code: int = 0) -> str:
-    """Output of the command, which must end with this code."""
-    given = ("--checkpoint", str(checkpoint), "--source", f"file://{bucket}", *flags)
+def test_what_is_stored_is_what_was_shown(checkpoint_dir: Path, synthetic_bucket: Path) -> None:
+    flags = ("--checkpoint", str(checkpoint_dir), "--source", f"file://{synthetic_bucket}", "--max-dropped", "20%")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train/accelerate.py"), *given],
-        cwd=checkpoint.parent,
+        [sys.executable, str(ROOT / "train/accelerate.py"), *flags],
+        cwd=checkpoint_dir.parent,
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stderr if code else done.stdout
-
-
-def test_what_is_stored_is_what_was_shown(checkpoint_dir: Path, synthetic_bucket: Path) -> None:
-    output = accelerate(checkpoint_dir, synthetic_bucket, "--max-dropped", "20%")
+    assert done.returncode == 0, done.stdout + done.stderr
+    output = done.stdout
     checkpoint = load_checkpoint(checkpoint_dir)
     record = read_runtime_record(checkpoint_dir, checkpoint.version)
     assert f"{record.chosen}: {record.why}" in output
@@ -69,11 +66,17 @@ def test_what_is_stored_is_what_was_shown(checkpoint_dir: Path, synthetic_bucket
     ],
 )
 def test_a_fault_is_one_line_and_writes_nothing(
-    checkpoint_dir: Path, synthetic_bucket: Path, flags: tuple[str, ...], names: str
+    checkpoint_dir: Path,
+    synthetic_bucket: Path,
+    in_process: Callable[..., Any],
+    flags: tuple[str, ...],
+    names: str,
 ) -> None:
     before = {path.name: path.read_bytes() for path in checkpoint_dir.iterdir()}
-    error = accelerate(checkpoint_dir, synthetic_bucket, *flags, code=2)
-    assert names in error
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+    given = ("--checkpoint", checkpoint_dir, "--source", f"file://{synthetic_bucket}")
+    done = in_process("train/accelerate.py", *given, *flags)
+    assert done.code == 2
+    assert names in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
     assert {path.name: path.read_bytes() for path in checkpoint_dir.iterdir()} == before

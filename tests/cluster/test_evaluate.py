@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from bintally.checkpoint import load_checkpoint, save_checkpoint
 from bintally.model import build_model
 from bintally.recipes import smoke
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
+Refused = Callable[..., str]
 TOLERANT = ("--max-dropped", "20%")  # the synthetic bucket is broken on purpose
 
 
@@ -35,19 +37,35 @@ def make_checkpoint(path: Path, seed: int) -> Path:
     return path
 
 
-def evaluate(checkpoint: Path, bucket: Path, run_dir: Path, *flags: str, code: int = 0) -> str:
-    """Output of the command, which must end with this code."""
+def flags_of(checkpoint: Path, bucket: Path, run_dir: Path, *flags: str) -> list[str]:
     given = ("--checkpoint", str(checkpoint), "--source", f"file://{bucket}", "--run-dir", str(run_dir))
+    return [*given, "--num-cpus", "2", *flags]
+
+
+def evaluate(checkpoint: Path, bucket: Path, run_dir: Path, *flags: str) -> str:
+    """Output of the command."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train/evaluate.py"), *given, "--num-cpus", "2", *flags],
+        [sys.executable, str(ROOT / "train/evaluate.py"), *flags_of(checkpoint, bucket, run_dir, *flags)],
         cwd=run_dir.parent,
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stderr if code else done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def refused(in_process: Callable[..., Any]) -> Callable[..., str]:
+    """`refused(checkpoint, bucket, run_dir, *flags)`: what the command, which must end with 2, says on stderr."""
+
+    def call(checkpoint: Path, bucket: Path, run_dir: Path, *flags: str) -> str:
+        done = in_process("train/evaluate.py", *flags_of(checkpoint, bucket, run_dir, *flags))
+        assert done.code == 2, done
+        return str(done.err)
+
+    return call
 
 
 def read_metrics(run_dir: Path) -> dict[str, Any]:
@@ -114,20 +132,22 @@ def test_a_stopped_run_goes_on_to_the_same_result(scored: Path, checkpoint_dir: 
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_what_was_lost_before_still_counts(scored: Path, checkpoint_dir: Path, synthetic_bucket: Path) -> None:
+def test_what_was_lost_before_still_counts(
+    scored: Path, checkpoint_dir: Path, synthetic_bucket: Path, refused: Refused
+) -> None:
     """Nothing is left to fetch, and the faults found before are on the disk."""
-    assert "--max-dropped" in evaluate(checkpoint_dir, synthetic_bucket, scored, "--max-dropped", "0%", code=2)
+    assert "--max-dropped" in refused(checkpoint_dir, synthetic_bucket, scored, "--max-dropped", "0%")
 
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("changed", ["checkpoint", "data"])
 def test_predictions_of_something_else_are_refused(
-    scored: Path, checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path, changed: str
+    scored: Path, checkpoint_dir: Path, synthetic_bucket: Path, refused: Refused, tmp_path: Path, changed: str
 ) -> None:
     before = (scored / "metrics.json").read_bytes()
     other = make_checkpoint(tmp_path / "other", seed=1) if changed == "checkpoint" else checkpoint_dir
     flags = ("--max-count", "3") if changed == "data" else ()
-    error = evaluate(other, synthetic_bucket, scored, *flags, *TOLERANT, code=2)
+    error = refused(other, synthetic_bucket, scored, *flags, *TOLERANT)
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert ("max_count 5, not 3" if changed == "data" else "model_version") in error
@@ -145,13 +165,19 @@ def test_a_whole_bucket(scored: Path, checkpoint_dir: Path, bucket: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_a_split_without_a_usable_row_is_told(checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path) -> None:
+def test_a_split_without_a_usable_row_is_told(
+    checkpoint_dir: Path, synthetic_bucket: Path, refused: Refused, tmp_path: Path
+) -> None:
     flags = ("--ids", "list:96193", "--max-dropped", "100%")  # an id of the test split that is not in the bucket
-    error = evaluate(checkpoint_dir, synthetic_bucket, tmp_path / "none", *flags, code=2)
+    error = refused(checkpoint_dir, synthetic_bucket, tmp_path / "none", *flags)
     assert "no usable row in the test split" in error
     assert "1  missing_" in error
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_gpus_that_are_not_there_are_missed(checkpoint_dir: Path, synthetic_bucket: Path, tmp_path: Path) -> None:
-    assert "no node" in evaluate(checkpoint_dir, synthetic_bucket, tmp_path / "gpu", "--use-gpu", *TOLERANT, code=2)
+def test_gpus_that_are_not_there_are_missed(
+    checkpoint_dir: Path, synthetic_bucket: Path, refused: Refused, tmp_path: Path
+) -> None:
+    assert "the cluster has no GPU" in refused(
+        checkpoint_dir, synthetic_bucket, tmp_path / "gpu", "--use-gpu", *TOLERANT
+    )

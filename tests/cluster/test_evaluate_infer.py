@@ -1,5 +1,6 @@
 """Inference that stops in the middle: what was written is kept, and nothing is counted twice or lost."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,12 +9,13 @@ import torch
 
 from bintally.checkpoint import Checkpoint
 from bintally.config import DataConfig
-from bintally.errors import TooManyFaultsError
+from bintally.errors import ClusterTooSmallError, TooManyFaultsError
 from bintally.model import build_model
 from bintally.recipes import smoke
 from data.args import ReadArgs
 from train import evaluate_infer
 from train.evaluate_infer import InferSpec, infer
+from train.evaluate_many import count_split
 from train.evaluate_parts import PredictionParts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
@@ -106,3 +108,14 @@ def test_what_is_lost_may_not_exceed_the_limit_over_all_runs(spec: InferSpec, tm
         pytest.raises(TooManyFaultsError, match="24 ids are lost"),
     ):
         infer(IDS, spec, ReadArgs(max_dropped="1%"), parts)
+
+
+def test_gpus_are_not_asked_for_where_there_will_be_none(spec: InferSpec, tmp_path: Path) -> None:
+    with (
+        PredictionParts.open(tmp_path, spec.identity()) as parts,
+        pytest.raises(ClusterTooSmallError, match="the cluster has no GPU"),
+    ):
+        infer(IDS, replace(spec, use_gpu=True), READ, parts)
+    checkpoint = replace(spec.checkpoint, recipe=replace(spec.checkpoint.recipe, data=spec.data))
+    with pytest.raises(ClusterTooSmallError, match="the cluster has no GPU"):
+        count_split(IDS, [checkpoint], READ, "all", use_gpu=True)

@@ -26,7 +26,7 @@ from data.order import Sampling
 from data.pipeline import BLOCK_IDS, IdTable
 from data.session import ray_session, unwrap
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
 MakeReader = Callable[..., Any]
 RowsOf = Callable[[Any], dict[str, int]]

@@ -1,13 +1,14 @@
 """The end of a search: the winner trained again by several seeds, on the rows that the search has read."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bintally.checkpoint import load_checkpoint
-from bintally.config import read_recipe
+from bintally.config import Recipe, read_recipe
 from bintally.recipes import smoke
 from data.args import ReadArgs, ResourceArgs
 from data.drops import DropLedger
@@ -16,11 +17,12 @@ from data.progress import say
 from train.news import heard
 from tune.conclude import conclude
 from tune.config import BudgetConfig, SearchConfig
+from tune.final_folder import begin_final
 from tune.record import EVENTS_FILE, TRIALS_FILE, EpochRecord, TrialEvent, append_record, read_records
-from tune.space import LR, Interval, SearchSpace
+from tune.space import LR, Interval, SearchSpace, recipe_at
 from tune.trial import TrialSetup
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 
 def make_config(bucket: Path) -> SearchConfig:
@@ -50,6 +52,16 @@ def leave_a_search(run_dir: Path, checkpoint: Path) -> None:
     append_record(run_dir / TRIALS_FILE, record)
 
 
+def leave_finals_of_another_winner(run_dir: Path, checkpoint: Path, another: Recipe) -> None:
+    """What a session before would have left, were its seeds better than any training will be."""
+    folder = begin_final(another, run_dir)
+    for name in ("seed0", "seed1"):
+        shutil.copytree(checkpoint, folder / name / "checkpoint")
+    perfect = {"accuracy": 1.0, "rmse": 0.0, "nll": 0.0, "model_version": load_checkpoint(checkpoint).version}
+    (folder / "test.json").write_text(json.dumps({"seed0": perfect, "seed1": perfect}))
+    shutil.copytree(checkpoint, run_dir / "checkpoint")
+
+
 def test_the_final_trainings(tiny_bucket: Path, tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
     for name in ("bin-images", "metadata"):
@@ -68,12 +80,14 @@ def test_the_final_trainings(tiny_bucket: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
     save_checkpoint(first, build_model(config.recipe.model, num_classes=6, image_size=32), config.recipe, {})
     leave_a_search(run_dir, first)
+    leave_finals_of_another_winner(run_dir, first, recipe_at(config.recipe, {LR: 5e-3}))
 
     with heard(say) as news:
-        setup = TrialSetup.of(config, run_dir, news, at_once=1)
+        setup = TrialSetup.of(config, run_dir, news, at_once=1, place=str(run_dir))
         conclude(config, setup, rows, splits["test"], run_dir, 2)
     results = json.loads((run_dir / "results.json").read_text())
     final = results["final"]
+    assert (run_dir / "final-1" / "seed0" / "checkpoint").is_dir()
     assert list(final["seeds"]) == ["0", "1"]
     best = min(final["seeds"], key=lambda seed: final["seeds"][seed]["val_nll"])
     assert final["kept"] == f"seed{best}"
@@ -85,6 +99,7 @@ def test_the_final_trainings(tiny_bucket: Path, tmp_path: Path) -> None:
     assert kept.calibration is not None
     assert kept.calibration.num_images == final["kept_metrics"]["val_num_images"]
     tested = [final["seeds"][seed]["test"] for seed in ("0", "1")]
+    assert tested[0]["accuracy"] < 1
     assert tested[0]["num_images"] == tested[1]["num_images"] > 30
     assert final["test"]["accuracy"]["n"] == 2
     assert final["test"]["accuracy"]["mean"] == pytest.approx((tested[0]["accuracy"] + tested[1]["accuracy"]) / 2)

@@ -1,6 +1,7 @@
 """`train.run.fit` as the command runs it: what went wrong is told, and how it ended."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bintally.source_config import DataConfig
 from data.args import ReadArgs, ResourceArgs
 from train.run import fit
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("shared_ray")]
 
 TOLERANT = ReadArgs(max_dropped="100%")
 
@@ -34,7 +35,7 @@ def test_a_training_that_learns_nothing_is_stopped_with_the_reason(
 ) -> None:
     frozen = replace(recipe, optim=replace(recipe.optim, lr=1e-12), max_epochs=30)
     with pytest.raises(RunError, match=r"stopped after epoch \d+ by --on-health stop: update_ratio") as caught:
-        fit(frozen, TOLERANT, ResourceArgs(num_cpus=2, on_health="stop"), tmp_path)
+        fit(frozen, TOLERANT, ResourceArgs(on_health="stop"), tmp_path)
     assert "\n" not in str(caught.value)
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, len(epochs) + 1))
@@ -45,3 +46,4 @@ def test_a_training_that_learns_nothing_is_stopped_with_the_reason(
     assert f"health: {grave['saw']}" in told
     assert told.index(f"epoch {len(epochs)}/30") < told.index(f"health: {grave['saw']}")
     assert load_checkpoint(tmp_path / "checkpoint").recipe == frozen
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not Ray Train's, of a training that ended

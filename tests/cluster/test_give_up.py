@@ -12,7 +12,7 @@ from bintally.errors import RunError
 from data.session import ray_session, unwrap
 from train.give_up import GiveUp
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 
 
 def attempts_of(fail: Callable[[], None], folder: Path) -> tuple[int, TrainingFailedError]:

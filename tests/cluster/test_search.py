@@ -1,14 +1,17 @@
 """Searches on a small Ray: which points are tried, when they end, and what a resumed search remembers."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ray import tune as ray_tune
 from ray.tune import RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from bintally.checkpoint import load_checkpoint
-from bintally.config import read_recipe
+from bintally.config import read_recipe, with_settings
 from bintally.recipes import smoke
 from data.args import ReadArgs, ResourceArgs, SourceArgs
 from data.session import ray_session
@@ -18,13 +21,17 @@ from tune.generators import SuggestedPoints
 from tune.objective import SCORE, Objective
 from tune.optuna_search import build_searcher
 from tune.record import EVENTS_FILE, TRIALS_FILE, best_record, read_events, read_records
+from tune.rungs import Asha, bracket_of, build_scheduler
+from tune.slots import number_of
 from tune.space import BATCH_SIZE, LR, Choice, Interval, Point, SearchSpace, recipe_at
 from tune.stoppers import EndTrials
+from tune.trials import follow_trials
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 
 NUM_TAUGHT = 11  # TPE draws the first ten at random
 NUM_TRIALS = 3
+NO_EVENTS = Path("/nowhere/events.jsonl")
 
 
 def test_a_grid_ends_with_its_budget_and_is_judged_by_accuracy(
@@ -60,6 +67,77 @@ def test_a_grid_ends_with_its_budget_and_is_judged_by_accuracy(
     assert (told.count("waiting"), told.count("started")) == (3, 2)  # the third got ready in vain
 
 
+def test_bohb_in_two_brackets_stops_whom_its_rungs_say(synthetic_bucket: Path, tmp_path: Path) -> None:
+    config = SearchConfig(
+        recipe=with_settings(SourceArgs(source=f"file://{synthetic_bucket}").apply(smoke()), ["max_epochs=3"]),
+        space=SearchSpace(dimensions={LR: Interval(low=1e-5, high=1e-2, log=True)}),
+        budget=BudgetConfig(trials=4),
+        sampler="bohb",
+        asha=AshaConfig(brackets=2),
+        final_seeds=0,
+        resources=ResourceArgs(num_cpus=4),
+        read=ReadArgs(max_dropped="20%"),
+    )
+    best = search(config, tmp_path)
+    records, events = read_records(tmp_path / TRIALS_FILE), read_events(tmp_path / EVENTS_FILE)
+    trials = follow_trials(records, events)
+    assert [number_of(one.trial_id) for one in trials] == [0, 1, 2, 3]
+    assert [one.point for one in trials][:2] == [
+        {LR: point[LR]} for point in map(build_searcher(config, NO_EVENTS).suggest, ("0", "1")) if point
+    ]
+    later = [one.last_epoch for one in trials if bracket_of(number_of(one.trial_id), [2, 1]) == 1]
+    assert later == [3, 3]  # whose only rung is their last epoch
+    # The record alone tells what ASHA decided live.
+    asha = build_scheduler(config, tmp_path / TRIALS_FILE)
+    assert isinstance(asha, Asha)
+    asha.set_search_properties(SCORE, "min")
+    stops = {trial_epoch for trial_epoch, decided in asha.decisions().items() if decided == TrialScheduler.STOP}
+    assert stops == {(one.trial_id, one.last_epoch) for one in trials}
+    assert all(one.state == ("ended" if one.last_epoch == 3 else "stopped early") for one in trials)
+    assert load_checkpoint(tmp_path / "checkpoint").metrics["val_nll"] == best.metrics["val_nll"]
+
+
+def test_tpe_with_little_time_finds_another_winner_when_it_goes_on(
+    synthetic_bucket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A session has time for one epoch of one trial; the first trial's rate learns nothing, the second's does."""
+    rates = (1e-6, 3e-3)
+    recipe = SourceArgs(source=f"file://{synthetic_bucket}").apply(smoke())
+
+    def config_of(seed: int) -> SearchConfig:
+        return SearchConfig(
+            recipe=replace(recipe, seed=seed, epoch_fraction=0.5),
+            space=SearchSpace(dimensions={LR: Choice(values=rates)}),
+            budget=BudgetConfig(trials=2, time_s=2.0),
+            sampler="tpe",
+            final_seeds=1,
+            resources=ResourceArgs(num_cpus=2),  # one trial at a time
+            read=ReadArgs(max_dropped="20%"),
+        )
+
+    def first_rates(config: SearchConfig) -> tuple[object, ...]:
+        return tuple(point[LR] for point in map(build_searcher(config, NO_EVENTS).suggest, ("0", "1")) if point)
+
+    config = next(one for one in map(config_of, range(99)) if first_rates(one) == rates)
+    for number, rate in enumerate(rates, start=1):
+        best = search(config, tmp_path, resume=number == 2)
+        assert "time_budget_s 2 is over" in "".join(capsys.readouterr())
+        assert best.point == {LR: rate}
+        assert [one.what for one in read_events(tmp_path / EVENTS_FILE)].count("budget") == number
+        trained = load_checkpoint(tmp_path / f"final/seed{config.recipe.seed}/checkpoint").recipe
+        assert (trained.optim.lr, trained.epoch_fraction) == (rate, 1.0)
+        assert read_recipe(tmp_path / "best.json").optim.lr == rate
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert (results["epochs_run"], results["costs"]["epochs_saved"]) == (number, 0)
+        final = read_records(tmp_path / "final" / TRIALS_FILE)
+        assert [one.epoch for one in final] == [1, 2]
+        assert (
+            final[results["final"]["seeds"][str(config.recipe.seed)]["epoch"] - 1].metrics["val_nll"]
+            == (results["final"]["seeds"][str(config.recipe.seed)]["val_nll"])
+        )
+    assert (tmp_path / "final-1/test.json").exists()
+
+
 def loss_at(point: Point) -> float:
     """Lowest at a learning rate of 0.01 and the smaller batch."""
     rate, size = point[LR], point[BATCH_SIZE]
@@ -75,7 +153,7 @@ def report_once(point: Point) -> None:
 
 def taught(config: SearchConfig) -> OptunaSearch:
     """A searcher that has seen enough results to suggest by them."""
-    searcher = build_searcher(config)
+    searcher = build_searcher(config, NO_EVENTS)
     for number in range(NUM_TAUGHT):
         point = searcher.suggest(f"taught{number}")
         searcher.on_trial_complete(f"taught{number}", {SCORE: loss_at(point)})

@@ -166,6 +166,7 @@ def kill_in_third_copy(folder: Path, left: list[dict[str, int]]) -> threading.Th
     return thread
 
 
+@pytest.mark.faults
 def test_a_checkpoint_that_a_kill_left_half_written_is_overlooked(recipe: Recipe, fit: MakeFit, tmp_path: Path) -> None:
     # A large network, whose checkpoint takes a while to store.
     large = replace(
@@ -214,11 +215,14 @@ def full_scratch(folder: Path) -> Iterator[None]:
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    yield
-    over.set()
-    thread.join()
+    try:
+        yield
+    finally:  # else it would go on with the trainings of other tests
+        over.set()
+        thread.join()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("filled", "says"),
     [

@@ -28,7 +28,7 @@ def run(command: Callable[..., list[str]]) -> Callable[..., str]:
     def to_its_end(cwd: Path, script: str, *flags: object, code: int = 0) -> str:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(
-            command(script, *flags), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command(script, *flags), cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
         output = done.stdout + done.stderr
         assert done.returncode == code, output

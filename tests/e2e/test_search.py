@@ -2,35 +2,20 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.parts.chaos_search import Running, soon
 from bintally.checkpoint import load_checkpoint
 from bintally.config import read_recipe
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 
 TOLERANT = ("--max-dropped", "20%")  # the synthetic bucket is broken on purpose
-SEARCH = ("--recipe", "smoke", "--num-trials", "2", "--num-cpus", "4", "--batch-sizes", "16", *TOLERANT)
-
-
-def processes_with(marker: str) -> list[int]:
-    """Processes that inherited an environment variable of that value: all that a command started, Ray's daemons too."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (process / "environ").read_bytes()
-        except OSError:
-            continue
-        if marker.encode() in environment:
-            found.append(int(process.name))
-    return found
+SEARCH = ("--recipe", "smoke", "--num-trials", "2", "--num-cpus", "6", "--batch-sizes", "16", *TOLERANT)
 
 
 def check_search(run_dir: Path) -> None:
@@ -64,54 +49,57 @@ def check_search(run_dir: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(
-    bucket: Path,
-    synthetic_bucket: Path,
+    s3_endpoint: str,
+    s3_bucket: str,
     running_ray: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
     run: Callable[..., str],
 ) -> Path:
-    """Folder in which a search ran through file://, once with a Ray of its own; the search itself is in found/."""
+    """Folder with a search through S3, in found/: Ctrl-C ended it in a Ray of its own, and it went on in another."""
     folder = tmp_path_factory.mktemp("folder")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in running_ray.items() if bucket != synthetic_bucket else ():
-            patch.setenv(name, value)
-        final = ("--final-seeds", 1) if bucket == synthetic_bucket else ("--no-final",)
-        output = run(folder, "tune/search.py", *SEARCH, *final, "--source", f"file://{bucket}", "--run-dir", "found")
-    assert "2 trials of smoke, 2 at a time" in output
+    source = ("--source", s3_bucket, "--endpoint-url", s3_endpoint)
+    flags = (*SEARCH, *source, "--num-workers", 2, "--final-seeds", 1, "--run-dir", folder / "found")
+    search = Running(str(folder / "search"), *flags)
+    try:
+        search.wait_for("epoch 1/")
+        assert len(search.left()) > 5
+        search.process.send_signal(signal.SIGINT)
+        said = search.ends(130)
+    finally:
+        search.stop()
+    assert "200 ids" in said
+    assert "2 trials of smoke, 2 at a time" in said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert not soon(search.left)
+    assert not (folder / "found" / "results.json").exists()
+    with pytest.MonkeyPatch.context() as joined:
+        for name, value in running_ray.items():
+            joined.setenv(name, value)
+        output = run(folder, "tune/search.py", "--run-dir", "found", "--resume")
     assert "dropped" in output
     return folder
 
 
-def test_search_through_a_folder(found: Path) -> None:
+def test_a_search_through_s3_that_was_stopped_and_resumed(found: Path) -> None:
     check_search(found / "found")
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_evaluate_what_was_found(found: Path, bucket: Path, run: Callable[..., str]) -> None:
-    source = f"file://{bucket}"
-    run(
-        found,
-        "train/evaluate.py",
-        "--checkpoint",
-        "found/checkpoint",
-        "--run-dir",
-        "scored",
-        *TOLERANT,
-        "--num-cpus",
-        2,
-    )
+def test_evaluate_what_was_found(found: Path, s3_bucket: str, run: Callable[..., str]) -> None:
+    flags = ("--split", "val", "--run-dir", "scored", *TOLERANT, "--num-cpus", 2)
+    run(found, "train/evaluate.py", "--checkpoint", "found/checkpoint", *flags)
     summary = json.loads((found / "scored" / "metrics.json").read_text())
     with (found / "scored" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert summary["num_images"] == len(rows) > 30
     assert summary["accuracy"] == sum(row["expected"] == row["counted"] for row in rows) / len(rows)
-    assert (summary["source"], summary["split_by"]) == (source, "grouped")
+    assert (summary["source"], summary["split_by"]) == (s3_bucket, "grouped")
     for picture in ("confusion.png", "sheet.png"):
         assert (found / "scored" / picture).stat().st_size > 5_000
 
 
 @pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize("bucket", ["synthetic"], indirect=True)
 def test_fit_the_recipe_that_was_found(found: Path, run: Callable[..., str]) -> None:
     run(found, "train/fit.py", "--recipe-file", "found/best.json", "--run-dir", "fitted", *TOLERANT, "--num-cpus", 2)
     assert load_checkpoint(found / "fitted" / "checkpoint").recipe == read_recipe(found / "found" / "best.json")
@@ -130,77 +118,12 @@ def test_fit_the_recipe_that_was_found(found: Path, run: Callable[..., str]) -> 
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_search_through_an_s3_server(s3_endpoint: str, s3_bucket: str, tmp_path: Path, run: Callable[..., str]) -> None:
-    flags = ("--source", s3_bucket, "--endpoint-url", s3_endpoint, "--run-dir", "found")
-    output = run(tmp_path, "tune/search.py", *SEARCH, "--num-workers", 2, "--no-final", *flags)
-    check_search(tmp_path / "found")
-    assert "2 trials of smoke, 1 at a time" in output
-    assert "200 ids" in output
-
-
-def test_ctrl_c_leaves_nothing_behind_and_the_search_resumes(
-    synthetic_bucket: Path,
-    join_ray: Callable[[], None],
-    tmp_path: Path,
-    run: Callable[..., str],
-    command: Callable[..., list[str]],
+def test_a_cluster_that_is_too_small_is_told_in_one_line(
+    synthetic_bucket: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    run_dir = tmp_path / "found"
-    flags = [*SEARCH, "--no-final", "--source", f"file://{synthetic_bucket}", "--run-dir", run_dir]
-    environment = os.environ | {"STARTED_BY": str(tmp_path)}
-    search = subprocess.Popen(
-        command("tune/search.py", *flags),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-    assert search.stdout is not None
-    for line in search.stdout:
-        if "epoch 1/" in line:
-            break
-    assert len(processes_with(str(tmp_path))) > 5
-    search.send_signal(signal.SIGINT)
-    rest = search.stdout.read()
-    assert search.wait(timeout=60) == 130, rest
-    assert "--resume" in rest
-    deadline = time.monotonic() + 20
-    while processes_with(str(tmp_path)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not processes_with(str(tmp_path))
-    assert not (run_dir / "best.json").exists()
-
-    join_ray()
-    run(tmp_path, "tune/search.py", "--run-dir", run_dir, "--resume")
-    check_search(run_dir)
-
-
-@pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--source", "file:///nowhere"], "there is no folder /nowhere"),
-        (["--source", "nowhere"], "source must be s3://"),
-        (["--source", "s3://b", "--endpoint-url", "http://127.0.0.1:9"], "http://127.0.0.1:9 cannot be read"),
-        (["--num-workers", "8"], "num_workers 8 needs 9 CPUs"),
-        (["--use-gpu", "--num-workers", "8"], "needs 8 GPUs"),
-        (["--batch-sizes", "4096"], "global_batch_size 4096 is larger than the training split"),
-        (["--num-workers", "2", "--batch-sizes", "15"], "cannot be shared equally"),
-        (["--resume"], "holds no search to resume"),
-        (["--recipe", "unheard_of"], "recipe 'unheard_of' is unknown; choose one of"),
-        (["--backbone", "resnet99"], "model.backbone 'resnet99' is unknown; choose small_cnn or one of"),
-        (["--weights", "nowhere.safetensors"], "there are no weights at 'nowhere.safetensors'"),
-        (["--lr", "0.1", "0.01"], "lr: bounds must be finite, the lower one first"),
-        (["--space", "optim.colour=1,2"], "space names optim.colour, which is no field of a recipe"),
-        (["--space", "model.backbone=small_cnn,resnet99"], "model.backbone 'resnet99' is unknown"),
-    ],
-)
-def test_bad_input_is_told_in_one_line(
-    flags: list[str], message: str, synthetic_bucket: Path, tmp_path: Path, run: Callable[..., str]
-) -> None:
-    source = [] if "--source" in flags else ["--source", f"file://{synthetic_bucket}"]
-    output = run(tmp_path, "tune/search.py", *SEARCH, *source, "--run-dir", "found", *flags, code=2)
+    flags = ("--source", f"file://{synthetic_bucket}", "--run-dir", "found", "--num-workers", 8)
+    output = run(tmp_path, "tune/search.py", *SEARCH, *flags, code=2)
     errors = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, output
-    assert message in errors[0]
+    assert "num_workers 8 needs 9 CPUs" in errors[0]
     assert "Traceback" not in output

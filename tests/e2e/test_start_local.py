@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
+from benchmarks.parts.usage import family
 from bintally.checkpoint import load_checkpoint, save_checkpoint
 from bintally.model import build_model
 from bintally.recipes import smoke
@@ -56,6 +57,16 @@ def wait_for_version(port: int, version: str, process: "subprocess.Popen[str]") 
     raise AssertionError(f"{version} did not answer")
 
 
+def fronts(process: "subprocess.Popen[str]") -> set[int]:
+    """The HAProxies of the server."""
+    found = set()
+    for pid in family(process.pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if Path(f"/proc/{pid}/comm").read_text() == "haproxy\n":
+                found.add(pid)
+    return found
+
+
 @pytest.mark.parametrize("flags", [["--no-front"], ["--front", "--rate-limit", "1000"]])
 def test_it_counts_reloads_its_file_and_ends(flags: list[str], tmp_path: Path) -> None:
     first, second = (make_checkpoint(tmp_path / name, seed) for seed, name in enumerate("ab"))
@@ -64,17 +75,27 @@ def test_it_counts_reloads_its_file_and_ends(flags: list[str], tmp_path: Path) -
         port = probe.getsockname()[1]
 
     def configure(checkpoint: str) -> None:
-        deployment = {"user_config": {"checkpoint": checkpoint}}
+        deployment = {"user_config": {"checkpoint": checkpoint} if checkpoint else {}}
         config = {"http_options": {"port": port}, "applications": [{"deployments": [deployment]}]}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
     configure("a")
     command = [sys.executable, str(ROOT / "serve/start.py"), "--engine", "local", "--config", "config.yaml", *flags]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         wait_for_version(port, first, process)
+        before = fronts(process)
         configure("b")
         process.send_signal(signal.SIGHUP)
+        wait_for_version(port, second, process)
+        assert len(before) == int("--front" in flags)
+        while before and not fronts(process) - before:  # the front is reloaded, too, for limits and certificate
+            time.sleep(0.1)  # the test's own timeout ends it
+        configure("")  # with which it would not start
+        process.send_signal(signal.SIGHUP)
+        while "nothing was reloaded" not in (tmp_path / "log").read_text():
+            time.sleep(0.1)
         wait_for_version(port, second, process)
         process.terminate()
         assert process.wait(30) == 143
@@ -85,3 +106,34 @@ def test_it_counts_reloads_its_file_and_ends(flags: list[str], tmp_path: Path) -
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
+
+
+ABSENT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"boto3", "botocore", "sagemaker", "sagemaker_core"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_it_counts_without_boto3_and_sagemaker(tmp_path: Path) -> None:
+    version = make_checkpoint(tmp_path / "checkpoint", 0)
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent/sitecustomize.py").write_text(ABSENT)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "absent")}
+    imported = subprocess.run([sys.executable, "-c", "import boto3"], env=environment, capture_output=True, check=False)
+    assert b"No module named 'boto3'" in imported.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--engine", "local", "--checkpoint", str(tmp_path / "checkpoint"), "--port", str(port)]
+    process = subprocess.Popen([sys.executable, str(ROOT / "serve/start.py"), *flags], env=environment, text=True)
+    try:
+        wait_for_version(port, version, process)
+    finally:
+        process.terminate()
+        process.wait(30)

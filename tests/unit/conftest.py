@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from train.loop import LoopConfig
 
 Answer = tuple[int, bytes]
+Said = tuple[int, dict[str, str], bytes]
 
 
 def smooth_pixels(seed: int = 0, size: tuple[int, int] = (80, 64)) -> Image.Image:
@@ -61,15 +63,14 @@ def photo() -> Callable[..., bytes]:
 def loop_config() -> Callable[..., "LoopConfig"]:
     """`loop_config(**fields)`: what a training loop is told; what is not given is of a small training."""
     from bintally.recipes import smoke
-    from data.decode import Share
     from data.feed import FeedSpec
     from train.figures import BEST_NLL
     from train.loop import LoopConfig  # with Ray, which most unit tests do without
 
-    feed = FeedSpec(share=Share(global_batch_size=16), sampling=None, clock=None, stored=None)
+    feed = FeedSpec(global_batch_size=16, sampling=None, clock=None, stored=None)
     plain = LoopConfig(
         recipe=smoke(),
-        num_train=64,
+        num_ids=64,
         train=feed,
         val=feed,
         class_rows=None,
@@ -156,6 +157,43 @@ def s3_server() -> Iterator[Callable[[Callable[[str], Answer]], str]]:
         servers.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., tuple[str, list[float]]]]:
+    """`scripted(*answers)`: a server that gives one (status, headers, body) after the other, the last one for ever; its
+    URL and the times at which it was asked.
+    """
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(*answers: Said, port: int = 0) -> tuple[str, list[float]]:
+        asked: list[float] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:  # the name is http.server's
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                asked.append(time.monotonic())
+                status, headers, body = answers[min(len(asked), len(answers)) - 1]
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST  # noqa: N815  # http.server's, too
+
+            def log_message(self, *_: object) -> None:
+                """Stay silent."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}", asked
 
     yield start
     for server in servers:

@@ -167,12 +167,12 @@ def test_fit_takes_a_named_recipe_as_it_is(make: Callable[[], Recipe]) -> None:
 
 
 def test_fit_takes_the_recipe_of_a_search(recipe_file: Path) -> None:
-    assert FitArgs(recipe_file=recipe_file).resolve() == replace(smoke(), seed=42, max_epochs=9)
+    assert FitArgs(recipe_file=str(recipe_file)).resolve() == replace(smoke(), seed=42, max_epochs=9)
 
 
 def test_flags_of_fit_override_the_recipe(recipe_file: Path) -> None:
     args = FitArgs(
-        recipe_file=recipe_file,
+        recipe_file=str(recipe_file),
         lr=0.25,
         batch_size=7,
         max_epochs=3,
@@ -194,8 +194,8 @@ def test_fit_takes_how_an_epoch_visits_the_rows() -> None:
 def test_fit_keeps_how_the_recipe_visits_the_rows(tmp_path: Path) -> None:
     recipe = replace(smoke(), epoch_fraction=0.25, balanced=True)
     write_recipe(recipe, tmp_path / "best.json")
-    assert FitArgs(recipe_file=tmp_path / "best.json").resolve() == recipe
-    assert FitArgs(recipe_file=tmp_path / "best.json", epoch_fraction=1.0).resolve() == replace(
+    assert FitArgs(recipe_file=str(tmp_path / "best.json")).resolve() == recipe
+    assert FitArgs(recipe_file=str(tmp_path / "best.json"), epoch_fraction=1.0).resolve() == replace(
         recipe, epoch_fraction=1.0
     )
 
@@ -206,7 +206,7 @@ def test_fit_keeps_how_the_recipe_visits_the_rows(tmp_path: Path) -> None:
         (FitArgs(epoch_fraction=0.0), "epoch_fraction"),
         (FitArgs(epoch_fraction=1.1), "epoch_fraction"),
         (FitArgs(recipe="smoek"), "smoek"),
-        (FitArgs(recipe_file=Path("/nowhere/best.json")), "/nowhere/best.json"),
+        (FitArgs(recipe_file="/nowhere/best.json"), "/nowhere/best.json"),
         (FitArgs(lr=0.0), "lr"),
         (FitArgs(lr=-1.0), "lr"),
         (FitArgs(batch_size=-1), "batch_size"),
@@ -293,20 +293,20 @@ def test_search_takes_how_an_epoch_visits_the_rows_and_how_the_bucket_is_read() 
 
 
 def test_seed_zero_overrides_the_seed_of_a_recipe(recipe_file: Path) -> None:
-    assert FitArgs(recipe_file=recipe_file, seed=0).resolve().seed == 0
+    assert FitArgs(recipe_file=str(recipe_file), seed=0).resolve().seed == 0
 
 
 def test_a_resumed_search_goes_on_as_it_was_started(tmp_path: Path) -> None:
     config = SearchArgs(recipe="smoke", seed=42, num_trials=3, batch_sizes=(8,)).resolve()
     write_search(config, tmp_path)
-    assert SearchArgs(recipe="demo", run_dir=tmp_path, resume=True, seed=1, num_trials=9).resolve() == config
+    assert SearchArgs(recipe="demo", run_dir=str(tmp_path), resume=True, seed=1, num_trials=9).resolve() == config
 
 
 @pytest.mark.parametrize(
     ("args", "names"),
     [
         (SearchArgs(resume=True), "--run-dir"),
-        (SearchArgs(resume=True, run_dir=Path("/nowhere")), "run_dir /nowhere holds no search"),
+        (SearchArgs(resume=True, run_dir="/nowhere"), "run_dir /nowhere holds no search"),
         (SearchArgs(recipe="smoek"), "smoek"),
         (SearchArgs(max_epochs=-1), "max_epochs"),
         (SearchArgs(epoch_fraction=0.0), "epoch_fraction"),
@@ -348,7 +348,7 @@ def test_search_refuses_what_cannot_be_searched(args: SearchArgs, names: str) ->
 
 
 def test_evaluate_reads_what_the_checkpoint_was_trained_on_unless_told_otherwise() -> None:
-    args = EvaluateArgs(checkpoint=Path("x"))
+    args = EvaluateArgs(checkpoint="x")
     assert args.resolve(smoke()) == smoke().data
     elsewhere = replace(args, bucket=SourceArgs(source="file:///tmp/bucket", max_count=3))
     assert elsewhere.resolve(smoke()) == replace(smoke().data, source="file:///tmp/bucket", max_count=3)
@@ -357,7 +357,7 @@ def test_evaluate_reads_what_the_checkpoint_was_trained_on_unless_told_otherwise
 @pytest.mark.parametrize("max_count", [0, 6])
 def test_evaluate_refuses_counts_that_the_model_cannot_give(max_count: int) -> None:
     with pytest.raises(ConfigError, match="max_count"):
-        EvaluateArgs(checkpoint=Path("x"), bucket=SourceArgs(max_count=max_count)).resolve(smoke())
+        EvaluateArgs(checkpoint="x", bucket=SourceArgs(max_count=max_count)).resolve(smoke())
 
 
 # The folder of a run
@@ -428,3 +428,11 @@ def test_model_flags_leave_the_head_of_the_recipe() -> None:
     recipe = replace(smoke(), model=ModelConfig(backbone="resnet18", head="corn"))
     assert ModelArgs().apply(recipe) == recipe
     assert ModelArgs(backbone="resnet34").apply(recipe).model == ModelConfig(backbone="resnet34", head="corn")
+
+
+def test_weights_that_are_set_are_where_workers_find_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for args in (FitArgs(set=("model.weights=checkpoint",)), FitArgs(model=ModelArgs(weights="checkpoint"))):
+        assert args.resolve().model.weights == f"{tmp_path}/checkpoint"
+    assert FitArgs(set=("model.weights=IMAGENET1K_V1",)).resolve().model.weights == "IMAGENET1K_V1"

@@ -1,5 +1,7 @@
 """Record tables of audits: what is read, and which row is named when one is wrong."""
 
+import csv
+import io
 import json
 import re
 
@@ -46,6 +48,17 @@ def test_a_csv_of_a_spreadsheet_is_read() -> None:
         AuditRecord("bin-images/00007.jpg", "00007", 3),
         AuditRecord("x/8.jpg", "8", 0),
     )
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_a_table_is_read_as_excel_writes_it(delimiter: str, encoding: str, line_end: str) -> None:
+    rows = [["Größe, in cm", "bin_id", "expected_quantity"], ["3,5; 4", "00007", "3"], ['"zwölf"', "00008", "0"]]
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter, lineterminator=line_end).writerows(rows)
+    table = parse_table(file.getvalue().encode(encoding), CSV, None)
+    assert [(one.bin_id, one.expected_quantity) for one in table.records] == [("00007", 3), ("00008", 0)]
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
@@ -109,9 +122,11 @@ def test_a_bad_record_of_json_is_named(record: dict[str, object], message: str) 
     assert refusal.value.status_code == 422
 
 
-@pytest.mark.parametrize("text", ["", "00001,3\n", "bin_id\n00001\n", "expected_quantity\n3\n"])
+@pytest.mark.parametrize(
+    "text", ["", "00001,3\n", "bin_id\n00001\n", "expected_quantity\n3\n", "bin_id|expected_quantity\n00001|3\n"]
+)
 def test_a_csv_needs_a_header(text: str) -> None:
-    with pytest.raises(Refusal, match="row 1: a header is needed"):
+    with pytest.raises(Refusal, match=r"row 1: a header .* is needed, .*, semicolons or tabs"):
         of_csv(text)
 
 

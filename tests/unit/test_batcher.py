@@ -71,6 +71,19 @@ def test_an_error_is_that_of_its_batch_alone() -> None:
     asyncio.run(story())
 
 
+def test_one_job_can_fail_alone() -> None:
+    async def story() -> None:
+        async def halve(jobs: list[int]) -> list[int | Exception]:
+            return [ValueError("odd") if job % 2 else job // 2 for job in jobs]
+
+        batcher = MicroBatcher(halve, max_size=8)
+        answers = await asyncio.gather(batcher(4), batcher(3), batcher(6), return_exceptions=True)
+        assert [answers[0], type(answers[1]), answers[2]] == [2, ValueError, 3]
+        await batcher.close()
+
+    asyncio.run(story())
+
+
 def test_the_first_waits_for_others_if_told_so() -> None:
     async def story() -> None:
         worker = Worker()

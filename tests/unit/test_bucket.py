@@ -155,6 +155,14 @@ def test_a_prefix_may_have_any_name(s3_server: StartServer, prefix: str) -> None
     assert parse_qs(urlsplit(paths[0]).query)["prefix"] == [f"{prefix}/bin-images/"]
 
 
+def test_without_an_endpoint_it_is_the_one_of_the_environment_or_of_aws(
+    s3_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "at AWS us-east-1" in repr(open_bucket(DataConfig(source="s3://aft-vbi-pds")))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server(lambda _: (200, listing("bin-images/00001.jpg"))))
+    assert open_bucket(DataConfig(source="s3://bins")).list_ids() == ["00001"]
+
+
 def test_an_absent_object_is_none(s3_server: StartServer) -> None:
     assert get(on_server(s3_server(lambda _: (404, NO_SUCH_KEY))), "metadata/00001.json") is None
 
@@ -204,6 +212,15 @@ def test_a_server_that_stumbles_twice_is_asked_again(s3_server: StartServer, sta
 def test_an_object_is_asked_for_again_as_well(s3_server: StartServer) -> None:
     replies = iter([(503, SLOW_DOWN), (503, SLOW_DOWN), (200, b"photo")])
     assert get(on_server(s3_server(lambda _: next(replies))), "bin-images/00001.jpg") == b"photo"
+
+
+def test_an_object_is_asked_for_more_often_than_a_minute_of_503_lasts(
+    s3_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.stores.FIRST_WAIT_S", 0.001)
+    replies = iter([*[(503, SLOW_DOWN)] * 30, (200, b"photo")])
+    data = DataConfig(source="s3://bins", endpoint_url=s3_server(lambda _: next(replies)))
+    assert get(open_bucket(data, max_wait_s=0.002), "bin-images/00001.jpg") == b"photo"
 
 
 def test_a_server_that_only_stumbles_is_given_up(s3_server: StartServer) -> None:

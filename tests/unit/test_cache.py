@@ -327,14 +327,14 @@ WORKER = """
         return b"%d" % number, random.Random(number).randbytes(2000 + number * 7)
     end, hits, rounds = time.monotonic() + seconds, 0, 0
     print("ready", flush=True)
-    while time.monotonic() < end:
+    while time.monotonic() < end or rounds < 6:  # a busy machine does few in that time
         numbers = rng.sample(range(400), 20)
         found = cache.get_many([str(number) for number in numbers])
         for bin_id, got in found.items():
             assert got == bin_of(int(bin_id)), bin_id
         cache.put_many({str(n): bin_of(n) for n in numbers if str(n) not in found})
         hits, rounds = hits + len(found), rounds + 1
-    print(hits, rounds, flush=True)
+    print(hits, flush=True)
 """
 
 
@@ -361,9 +361,7 @@ def test_concurrent_processes_get_right_bytes_and_stay_within_the_limit(tmp_path
         output, errors = worker.communicate()
         assert worker.returncode == 0, errors
         assert not errors  # nothing was logged either
-        hits, rounds = map(int, output.split()[1:])
-        assert rounds > 5
-        assert hits > 0
+        assert int(output.split()[1]) > 0
     assert limit / 3 < peak <= limit
 
 

@@ -283,6 +283,12 @@ def test_a_copy_leaves_behind_what_only_a_restart_needs(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_copy_may_have_more_figures(tmp_path: Path) -> None:
+    before = load_checkpoint(save(tmp_path / "source"))
+    copied = load_checkpoint(keep_checkpoint(tmp_path / "source", tmp_path / "target", val_ids="0a"))
+    assert copied.metrics == before.metrics | {"val_ids": "0a"}
+
+
 def test_a_copy_that_fails_leaves_the_older_one(tmp_path: Path) -> None:
     source, target = save(tmp_path / "source"), save(tmp_path / "target", seed=1)
     version = load_checkpoint(target).version
@@ -360,6 +366,15 @@ def test_thresholds_that_cross_are_refused(tmp_path: Path) -> None:
     crossed = {"mismatch": 0.5, "match": 0.1, "false_alarms": 0.02, "misses": 0.05}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"verify": crossed}))
     with pytest.raises(CheckpointError, match="mismatch and match"):
+        load_checkpoint(folder)
+
+
+def test_a_calibration_without_the_range_that_is_told_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "checkpoint")
+    path = folder / "calibration.json"
+    write_calibration(folder, calibration(load_checkpoint(folder).version))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"thresholds": {"0.8": 0.5}}))
+    with pytest.raises(CheckpointError, match=r"thresholds must hold one for '0\.9'"):
         load_checkpoint(folder)
 
 

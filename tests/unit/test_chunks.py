@@ -142,6 +142,16 @@ def test_known_counts_are_the_labels(spec: FetchSpec) -> None:
     assert cast("Ledger", spec.ledger).drops == {"00007": "count_above_max", "00023": "missing_image"}
 
 
+def test_ids_that_are_known_to_be_unusable_are_not_fetched(spec: FetchSpec) -> None:
+    counts = [PADDING if bin_id in {"00001", "00009", "00023"} else 5 for bin_id in IDS]
+    rows = fetch_all(spec, EpochOrder(), table=Table(IDS, counts))
+    kept = [bin_id for bin_id in IDS if bin_id not in {"00001", "00009", "00023"}]
+    assert rows[ID].to_pylist() == kept
+    assert rows[POSITION].to_pylist() == [IDS.index(bin_id) for bin_id in kept]
+    assert set(rows[COUNT].to_pylist()) == {5}
+    assert cast("Ledger", spec.ledger).drops == {}  # they have their reasons already
+
+
 def test_balanced_epochs_follow_the_known_counts(spec: FetchSpec) -> None:
     counts = [PADDING, PADDING, *[0] * 12, *[1] * 9]
     sampling = Sampling(seed=0, balanced=True)

@@ -1,5 +1,7 @@
 """What all commands share: which errors become one line, and with which exit code."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,41 @@ def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         Path("/dev/full").write_text("x")
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: a file cannot be written: No space left on device\n"
+
+
+def test_a_path_that_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as caught, readable_errors():
+        (tmp_path / "file/below").mkdir()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/below: Not a directory\n"
+
+
+def test_a_reader_that_has_enough_ends_it_quietly() -> None:
+    code = """if True:
+        from bintally.cli import readable_errors
+        with readable_errors():
+            while True:
+                print("0" * 1000)
+    """
+    command = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert command.stdout is not None
+    assert command.stdout.readline() == "0" * 1000 + "\n"
+    command.stdout.close()
+    assert command.stderr is not None
+    assert (command.stderr.read(), command.wait(timeout=60)) == ("", 141)
+    command.stderr.close()
+
+
+def test_a_connection_that_broke_is_no_such_reader() -> None:
+    with pytest.raises(BrokenPipeError), readable_errors():
+        raise BrokenPipeError
 
 
 def test_nothing_happens_when_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:

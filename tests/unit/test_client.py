@@ -1,15 +1,12 @@
 """The client against a real server without Ray, and against servers that are full, broken or none at all."""
 
-import csv
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +19,6 @@ from serve.client import Client, ServerRefusal, ServerUnreachableError
 
 ROOT = Path(__file__).parents[2]
 StartServer = Callable[..., str]
-Said = tuple[int, dict[str, str], bytes]
 PROGRESS = b'{"kind": "progress", "num_done": 0, "num_records": 1, "elapsed_s": 0}\n'
 READY = b'{"status": "ok", "model": {"name": "default", "version": "0", "runtime": "eager"}}'
 FULL = json.dumps(
@@ -30,55 +26,11 @@ FULL = json.dumps(
 ).encode()
 
 
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., tuple[str, list[float]]]]:
-    """`scripted(*answers)`: a server that gives one (status, headers, body) after the other, the last one for ever; its
-    URL and the times at which it was asked.
-    """
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(*answers: Said, port: int = 0) -> tuple[str, list[float]]:
-        asked: list[float] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # the name is http.server's
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                asked.append(time.monotonic())
-                status, headers, body = answers[min(len(asked), len(answers)) - 1]
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST  # noqa: N815  # http.server's, too
-
-            def log_message(self, *_: object) -> None:
-                """Stay silent."""
-
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}", asked
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def run(*flags: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("BINTALLY_")} | variables
-    command = [sys.executable, str(ROOT / "serve/client.py"), *flags]
-    env["PYTHONPATH"] = str(ROOT)
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 # Against a real server
@@ -174,9 +126,17 @@ def test_a_server_that_stays_full_is_given_up(scripted: Callable[..., tuple[str,
     assert len(asked) == 3
 
 
-def test_what_is_wrong_is_not_asked_again(scripted: Callable[..., tuple[str, list[float]]]) -> None:
-    url, asked = scripted((404, {}, b"<html>no such page</html>"))
-    with Client(url) as client, pytest.raises(ServerRefusal, match=r"foreign_answer: .*/readyz answered 404"):
+def test_a_lost_replica_is_asked_again(scripted: Callable[..., tuple[str, list[float]]]) -> None:
+    url, asked = scripted((502, {"Retry-After": "0"}, b""), (200, {}, READY))
+    with Client(url) as client:
+        assert client.ready().status == "ok"
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("status", [404, 502])
+def test_what_is_wrong_is_not_asked_again(scripted: Callable[..., tuple[str, list[float]]], status: int) -> None:
+    url, asked = scripted((status, {}, b"<html>no such page</html>"))
+    with Client(url) as client, pytest.raises(ServerRefusal, match=rf"foreign_answer: .*/readyz answered {status}"):
         client.ready()
     assert len(asked) == 1
 
@@ -214,6 +174,15 @@ def test_an_audit_that_breaks_off_has_no_end(scripted: Callable[..., tuple[str, 
     assert len(asked) == 1
 
 
+def test_a_bin_id_may_hold_what_others_take_for_the_end_of_a_line(
+    local_server: StartServer, bucket_dir: Callable[..., Path]
+) -> None:
+    bin_id = "A\u2028\x85B"
+    with Client(local_server(audit_source=f"file://{bucket_dir({'00001': 1})}")) as client:
+        lines = list(client.audit([{"bin_id": bin_id, "expected_quantity": 1}]))
+    assert [line.bin_id for line in lines if isinstance(line, AuditBin)] == [bin_id]
+
+
 def test_an_audit_that_fails_on_the_way_is_raised(scripted: Callable[..., tuple[str, list[float]]]) -> None:
     url, _ = scripted((200, {}, PROGRESS + b'{"kind": "error", "problem": ' + FULL + b"}\n"))
     with Client(url) as client, pytest.raises(ServerRefusal, match="overloaded: full"):
@@ -226,70 +195,14 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
         Client(url)
 
 
+@pytest.mark.parametrize("token", ["two\nlines", "größe"])
+def test_a_token_that_cannot_be_sent_is_refused(token: str) -> None:
+    with pytest.raises(ConfigError, match="one line of ASCII"):
+        Client("http://127.0.0.1:8000", token)
+
+
 def test_the_import_is_light() -> None:
     code = "import sys, serve.client; print(sorted({'torch', 'fastapi', 'numpy', 'ray', 'obstore'} & set(sys.modules)))"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
-
-
-# The command
-
-
-def test_the_command_counts_verifies_and_audits(
-    local_server: StartServer, bucket_dir: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = bucket_dir({"00001": 1, "00002": 2})
-    url = local_server(audit_source=f"file://{folder}")
-    (tmp_path / "bad.jpg").write_bytes(b"no photo")
-    (tmp_path / "records.csv").write_text("bin_id,expected_quantity\n00001,1\n00002,2\n00009,3\n")
-    image = str(folder / "bin-images/00001.jpg")
-
-    counted = run("count", image, "bad.jpg", "--url", url, cwd=tmp_path)
-    verified = run("verify", image, "--expected-quantity", "9", cwd=tmp_path, BINTALLY_URL=url)
-    audited = run("audit", "records.csv", "--out", "queue.csv", cwd=tmp_path, BINTALLY_URL=url)
-
-    assert counted.returncode == 2
-    assert counted.stdout.startswith(f"{image}: ")
-    assert "90 % range" in counted.stdout
-    assert counted.stderr.startswith("bad.jpg: not_an_image")
-    assert verified.returncode == 0
-    assert verified.stdout.startswith(f"{image}: review. ")
-    assert audited.returncode == 0
-    assert audited.stdout == ""
-    assert "3 records: " in audited.stderr
-    assert "1 no_photo" in audited.stderr
-    with (tmp_path / "queue.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["rank"] for row in rows] == ["1", "2", "3"]
-    assert (rows[2]["bin_id"], rows[2]["problem"]) == ("00009", "no_photo")
-    assert {path.name for path in tmp_path.iterdir()} == {"bucket", "bad.jpg", "records.csv", "queue.csv"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "names"),
-    [
-        (("count", "absent.jpg"), "absent.jpg cannot be read"),
-        (("count", "x.jpg", "--url", "nowhere"), "url must be http"),
-        (("count", "x.jpg", "--token-file", "absent"), "absent cannot be read"),
-        (("audit", "x.jpg", "--out", "absent/queue.csv"), "absent/queue.csv cannot be written"),
-    ],
-)
-def test_a_command_that_cannot_be_done_is_one_line(flags: tuple[str, ...], names: str, tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").write_bytes(b"x")
-    done = run(*flags, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert names in done.stderr
-
-
-def test_a_queue_that_breaks_off_leaves_no_file(
-    scripted: Callable[..., tuple[str, list[float]]], tmp_path: Path
-) -> None:
-    url, _ = scripted((200, {}, PROGRESS))
-    (tmp_path / "records.csv").write_text("bin_id,expected_quantity\n1,1\n")
-    done = run("audit", "records.csv", "--out", "queue.csv", "--url", url, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "error: the audit broke off" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["records.csv"]

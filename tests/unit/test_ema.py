@@ -25,6 +25,21 @@ def test_the_average_follows_with_a_decay_that_warms_up() -> None:
     assert model.weight.item() == 8.0
 
 
+def test_the_raw_weights_come_back_for_a_while_and_are_saved_beside_the_averages() -> None:
+    model = moved(nn.Linear(1, 1, bias=False), 0.0)
+    average = WeightAverage(model, 0.5)
+    average.update(moved(model, 8.0))
+    with average.applied(model):
+        averaged = model.weight.item()
+        with average.lifted(model):
+            assert model.weight.item() == 8.0
+            with average.applied(model):  # as a checkpoint is written
+                assert model.weight.item() == averaged
+            assert model.weight.item() == 8.0
+        assert model.weight.item() == averaged != 8.0
+    assert model.weight.item() == 8.0
+
+
 def test_a_restored_average_goes_on_alike() -> None:
     model = moved(nn.Linear(2, 2), 1.0)
     first, second = WeightAverage(model, 0.9), WeightAverage(moved(model, 5.0), 0.9)

@@ -1,16 +1,19 @@
-"""The commands, as a user starts them: from any folder, without PYTHONPATH, with good and bad flags."""
+"""The commands, from any folder: what --help needs, and how good and bad flags end."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+InProcess = Callable[..., Any]
 SCRIPTS = (
     "data/manifest.py",
     "data/synthetic.py",
@@ -23,6 +26,7 @@ SCRIPTS = (
     "serve/client.py",
     "serve/start.py",
     "serve/front.py",
+    "serve/export.py",
     "demo.py",
 )
 HEAVY = {"torch", "torchvision", "ray", "matplotlib", "pyarrow", "obstore", "numpy"}
@@ -33,7 +37,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     env = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "RAY_ADDRESS"}} | variables
     command = [sys.executable, *python, str(ROOT / script), *flags]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -76,15 +80,21 @@ def test_help_comes_without_heavy_imports_and_leaves_nothing(script: str, tmp_pa
         ("tune/search.py", ["--max-images", "-1"], "max_images"),
         ("tune/search.py", ["--num-trials", "0"], "num_trials"),
         ("tune/search.py", ["--lr", "0.1", "0.01"], "lr"),
+        ("serve/export.py", ["--checkpoint", "absent", "--out", "model.zip"], "out must end with .tar.gz"),
+        ("serve/export.py", ["--checkpoint", "absent", "--out", "model.tar.gz"], "no checkpoint at absent"),
+        ("serve/export.py", ["delete", "--name", "Bins"], "name must be"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_one_line(script: str, flags: list[str], names: str, tmp_path: Path) -> None:
-    done = run(script, *flags, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert names in done.stderr
-    assert done.stdout == ""
+def test_a_value_that_makes_no_sense_is_one_line(
+    script: str, flags: list[str], names: str, in_process: InProcess, tmp_path: Path
+) -> None:
+    done = in_process(script, *flags)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert names in done.err
+    assert done.out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -98,45 +108,83 @@ def test_a_value_that_makes_no_sense_is_one_line(script: str, flags: list[str], 
         ("train/evaluate.py", []),
         ("train/evaluate.py", ["--checkpoint", "x", "--split", "tset"]),
         ("tune/search.py", ["--num-trails", "3"]),
-        ("demo.py", ["--num-bins", "many"]),
     ],
 )
-def test_flags_that_cannot_be_parsed_are_named_without_traceback(script: str, flags: list[str], tmp_path: Path) -> None:
-    done = run(script, *flags, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert (flags[-2] if flags else "--checkpoint") in done.stderr
+def test_flags_that_cannot_be_parsed_are_named_without_traceback(
+    script: str, flags: list[str], in_process: InProcess, tmp_path: Path
+) -> None:
+    done = in_process(script, *flags)
+    assert done.code == 2
+    assert (flags[-2] if flags else "--checkpoint") in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def refused_before_ray(
+    in_process: InProcess, synthetic_bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """`refused_before_ray(script, *flags)`: what the command says on stderr, which is one line."""
+
+    def no_ray(*_: object, **__: object) -> None:
+        raise AssertionError("a Ray was to start")
+
+    monkeypatch.setattr("ray.init", no_ray)
+
+    def call(script: str, *flags: object) -> str:
+        source = () if "--source" in flags else ("--source", f"file://{synthetic_bucket}")
+        done = in_process(script, *flags, *source)
+        assert done.code == 2
+        assert done.err.startswith("error: ")
+        assert done.err.count("\n") == 1
+        return done.err
+
+    return call
 
 
 @pytest.mark.parametrize(
     ("flags", "names"),
     [
-        (["--recipe", "smoke", "--weights", "other.pth"], r"other\.pth' do not fit model\.backbone 'small_cnn'"),
-        (["--recipe", "smoke", "--max-images", "2"], r"the (train|val) split is empty"),
+        (["--weights", "other.pth"], r"other\.pth' do not fit model\.backbone 'small_cnn'"),
+        (["--max-images", "2"], r"the (train|val) split is empty"),
     ],
 )
 @pytest.mark.parametrize("script", ["train/fit.py", "tune/search.py"])
 def test_what_cannot_be_trained_is_one_line_before_ray_starts(
-    script: str, flags: list[str], names: str, synthetic_bucket: Path, tmp_path: Path
+    script: str, flags: list[str], names: str, refused_before_ray: Callable[..., str], tmp_path: Path
 ) -> None:
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    (tmp_path / "tmp").mkdir()
-    done = run(script, *flags, "--source", f"file://{synthetic_bucket}", cwd=tmp_path, TMPDIR=str(tmp_path / "tmp"))
-    assert done.returncode == 2
-    assert re.search(names, done.stderr)
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert list((tmp_path / "tmp").iterdir()) == []  # a Ray would have its folder here
+    assert re.search(names, refused_before_ray(script, "--recipe", "smoke", *flags))
 
 
-def test_a_refused_fit_leaves_no_folder(tmp_path: Path) -> None:
-    run("train/fit.py", "--max-count", "0", cwd=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source", "file:///nowhere"], "there is no folder /nowhere"),
+        (["--source", "nowhere"], "source must be s3://"),
+        (["--source", "s3://b", "--endpoint-url", "http://127.0.0.1:9"], "http://127.0.0.1:9 cannot be read"),
+        (["--batch-sizes", "4096"], "global_batch_size 4096 is larger than the training split"),
+        (["--num-workers", "2", "--batch-sizes", "15"], "cannot be shared equally"),
+        (["--resume"], "holds no search to resume"),
+        (["--recipe", "unheard_of"], "recipe 'unheard_of' is unknown; choose one of"),
+        (["--backbone", "resnet99"], "model.backbone 'resnet99' is unknown; choose small_cnn or one of"),
+        (["--weights", "nowhere.safetensors"], "there are no weights at 'nowhere.safetensors'"),
+        (["--lr", "0.1", "0.01"], "lr: bounds must be finite, the lower one first"),
+        (["--space", "optim.colour=1,2"], "space names optim.colour, which is no field of a recipe"),
+        (["--space", "model.backbone=small_cnn,resnet99"], "model.backbone 'resnet99' is unknown"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line_before_ray_starts(
+    flags: list[str], message: str, refused_before_ray: Callable[..., str]
+) -> None:
+    given = ("--recipe", "smoke", "--num-trials", 2, "--batch-sizes", 16, "--run-dir", "found")
+    assert message in refused_before_ray("tune/search.py", *given, *flags)
 
 
-def test_a_refused_evaluation_leaves_no_folder(tmp_path: Path) -> None:
-    run("train/evaluate.py", "--checkpoint", "absent", cwd=tmp_path)
+def test_a_refused_command_leaves_no_folder(tmp_path: Path) -> None:
+    """In a process of its own, as a user sees it."""
+    done = run("train/fit.py", "--max-count", "0", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: .*max_count.*\n", done.stderr)
     assert list(tmp_path.iterdir()) == []
 
 

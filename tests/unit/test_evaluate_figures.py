@@ -147,10 +147,9 @@ def test_figures_of_wrong_records_are_means_over_draws() -> None:
     five = found["tampered"]["0.05"]
     assert (five["num_images"], five["num_wrong"]) == (200, 10)
     calibrated = CALIBRATION.apply(scored.probabilities)
-    draws = [
-        verify_figures(calibrated, tamper(scored.counts, 0.05, seed, max_count=5), scored.counts, CALIBRATION.verify)
-        for seed in range(found["num_seeds"])
-    ]
+    ranges = CALIBRATION.ranges(calibrated, "0.9")
+    records = [tamper(scored.counts, 0.05, seed, max_count=5) for seed in range(found["num_seeds"])]
+    draws = [verify_figures(calibrated, one, scored.counts, CALIBRATION.verify, ranges) for one in records]
     assert five["auroc"] == pytest.approx(np.mean([one["auroc"] for one in draws]))
     assert five["sd"]["recall"]["0.1"] == pytest.approx(np.std([one["recall"]["0.1"] for one in draws], ddof=1))
     assert five["decisions"]["misses"] == pytest.approx(np.mean([one["decisions"]["misses"] for one in draws]))

@@ -26,7 +26,6 @@ def test_parts_come_back_in_another_run(tmp_path: Path) -> None:
         parts.add(rows("00004"))
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
         "begun.json",
-        "lock",
         "part-00000.parquet",
         "part-00001.parquet",
         "part-00002.parquet",

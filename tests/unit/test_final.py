@@ -5,13 +5,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from bintally.checkpoint import load_checkpoint, save_checkpoint
+from bintally.config import with_settings
+from bintally.model import build_model
 from bintally.recipes import smoke
 from data.args import ReadArgs, ResourceArgs
 from tune.callbacks import TrackTrials, last_line
 from tune.conclude import budget_spent
 from tune.config import BudgetConfig, SearchConfig
-from tune.final import Candidate, best_kept, choose, describe_spread, seeds_of, spread_of, summarise_final, tell_choice
+from tune.final import (
+    Candidate,
+    best_kept,
+    choose,
+    describe_spread,
+    keep_with_card,
+    seeds_of,
+    spread_of,
+    summarise_final,
+    tell_choice,
+)
+from tune.final_folder import are_of, begin_final, in_full, state_of
 from tune.record import EpochRecord, TrialEvent
 from tune.space import LR, Interval, SearchSpace
 
@@ -71,6 +86,44 @@ def test_a_search_that_was_better_is_kept_and_called_flattering() -> None:
 def test_of_equals_the_retrained_one_is_kept() -> None:
     seeds = [candidate("seed0", 0.8)]
     assert choose(seeds, FOUND, CONFIG) is seeds[0]
+
+
+def test_the_final_trainings_of_another_winner_are_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (with_settings(smoke(), [f"optim.lr={rate}"]) for rate in (0.1, 0.2))
+    assert not are_of(first, tmp_path)
+    folder = begin_final(first, tmp_path)
+    state = state_of(folder)
+    (folder / "test.json").write_text("{}")
+    assert begin_final(first, tmp_path) == folder
+    assert (folder / "test.json").exists()
+    for number, winner in enumerate((second, first), start=1):
+        assert begin_final(winner, tmp_path) == folder
+        assert are_of(winner, tmp_path)
+        assert {path.name for path in folder.iterdir()} == {"recipe.json"}
+        assert f"kept as final-{number}/" in capsys.readouterr().out
+    assert (tmp_path / "final-1" / "test.json").exists()
+    assert state_of(folder) == state != state_of(tmp_path / "final-2")
+
+
+def test_the_winner_is_trained_on_all_rows_in_each_epoch() -> None:
+    found = replace(smoke(), epoch_fraction=0.1, max_epochs=5)
+    assert in_full(found) == replace(found, epoch_fraction=1.0)
+
+
+def test_a_checkpoint_is_kept_once_and_another_takes_its_place(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    whole = {**dict.fromkeys(("val_within_one", "val_mae", "val_num_images", "train_loss"), 1.0), **record(0.7).metrics}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_checkpoint(source, build_model(smoke().model, num_classes=6, image_size=32), smoke(), {})
+        keep_with_card(source, target, smoke(), replace(record(0.7), metrics=whole))
+        assert load_checkpoint(target).version == load_checkpoint(source).version
+        (target / "calibration.json").write_text("{}")
+        keep_with_card(source, target, smoke(), replace(record(0.7), metrics=whole))
+        assert (target / "calibration.json").exists()
+        (target / "calibration.json").unlink()
 
 
 def test_without_any_final_training_the_search_stays() -> None:

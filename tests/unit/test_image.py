@@ -34,8 +34,8 @@ def by_pillow(data: bytes, size: int) -> np.ndarray:
 
 
 def claim_size(jpeg: bytes, width: int, height: int) -> bytes:
-    """The same JPEG with other dimensions in its frame header (SOF0: marker, length, precision, height, width)."""
-    start = jpeg.index(b"\xff\xc0") + 5
+    """The same JPEG with other dimensions in its frame header (SOF0 or 2: marker, length, precision, height, width)."""
+    start = min(place for marker in (b"\xff\xc0", b"\xff\xc2") if (place := jpeg.find(marker)) >= 0) + 5
     return jpeg[:start] + struct.pack(">HH", height, width) + jpeg[start + 4 :]
 
 
@@ -235,6 +235,14 @@ def test_a_baseline_jpeg_of_several_scans_can_be_a_bomb_as_well(photo: Photo) ->
     whole, most = one_scan_per_channel(photo), one_scan_per_channel(photo, MAX_SCANS - 3)
     assert np.array_equal(decode(whole, 32), decode(most, 32))
     assert reason_of(one_scan_per_channel(photo, MAX_SCANS - 2)) == "absurd_dimensions"
+
+
+@pytest.mark.parametrize(("width", "most"), [(5_000, 10), (2_500, 20), (500, 100)])
+def test_the_larger_a_photo_the_fewer_scans_it_may_have(photo: Photo, width: int, most: int) -> None:
+    """151 kB that claim 25 MP in 100 scans would take 2.3 s."""
+    progressive = photo(progressive=True)
+    assert check_header(claim_size(with_scans(progressive, most), width, 5_000)) == (width, 5_000)
+    assert reason_of(claim_size(with_scans(progressive, most + 1), width, 5_000)) == "absurd_dimensions"
 
 
 def test_a_bomb_cannot_hide_behind_fill_bytes_and_comments(photo: Photo) -> None:

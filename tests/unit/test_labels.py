@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bintally.errors import LabelError
+from bintally.labels import BinRecord, Measure, parse_record
 from data.drops import REASONS
-from data.labels import BinRecord, Measure, parse_record
 
 ABID = Path(__file__).resolve().parents[3] / "shared" / "abid"
 

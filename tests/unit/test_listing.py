@@ -69,7 +69,7 @@ def test_a_server_that_misbehaves_gives_the_same_names(mixed_dir: Path) -> None:
         slow_down_rate=0.1, reset_rate=0.05, short_rate=0.05, wrong_length_rate=0.1, stall_rate=0.03, stall_s=2
     )
     with serve_folder(mixed_dir, faults=faults) as (url, _):
-        bucket = open_bucket(DataConfig(endpoint_url=url, source="s3://bins"), max_wait_s=0.1, read_timeout_s=0.3)
+        bucket = open_bucket(DataConfig(endpoint_url=url, source="s3://bins"), max_wait_s=0.1, read_timeout_s=1)
         assert bucket.list_ids() == sorted(set(MIXED))
 
 

@@ -28,7 +28,7 @@ from bintally.config import with_settings
 from bintally.model import build_model
 from bintally.recipes import smoke
 from train.memory import with_fitting_batches
-from train.optim import build_optimizer, build_schedule
+from train.optim import Schedule, build_optimizer
 from train.state import Fit
 from train.workers import Worker
 
@@ -37,7 +37,7 @@ recipe = with_settings(smoke(), ["optim.global_batch_size={BATCH_SIZE}", "data.i
 model = build_model(recipe.model, num_classes=6)
 before = {{name: value.clone() for name, value in model.state_dict().items()}}
 optimizer = build_optimizer(model, recipe.optim)
-fit = Fit(recipe, model, optimizer, build_schedule(optimizer, recipe.optim, num_steps=9, steps_per_epoch=9), None)
+fit = Fit(recipe, model, optimizer, Schedule(optimizer, recipe.optim, 2), None)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_MB * 2**20,) * 2)
 fitting = with_fitting_batches(fit, Worker(0, 1, torch.device("cpu")))

@@ -12,10 +12,8 @@ from bintally.config import ModelConfig, OptimConfig
 from bintally.model import Counter, build_model
 from bintally.stages import backbone_stages
 from train.optim import (
-    Horizon,
     Schedule,
     build_optimizer,
-    build_schedule,
     lr_share,
     set_train_mode,
     set_trained,
@@ -32,24 +30,23 @@ def build(backbone: str = "small_cnn") -> Counter:
     return build_model(ModelConfig(backbone=backbone), num_classes=6)
 
 
-def schedule_of(optim: OptimConfig, *, num_steps: int = 100, steps_per_epoch: int = 10) -> tuple[Schedule, Any]:
+def schedule_of(optim: OptimConfig, *, max_epochs: int = 10) -> tuple[Schedule, Any]:
     """A schedule, and the first group of its optimiser."""
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=optim.lr)
-    schedule = build_schedule(optimizer, optim, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
-    return schedule, optimizer.param_groups[0]
+    return Schedule(optimizer, optim, max_epochs), optimizer.param_groups[0]
 
 
 def rates(num_steps: int, optim: OptimConfig, *, steps_per_epoch: int = 10) -> list[float]:
-    """The learning rate of each step, as a training sees it, and the one after the last."""
-    schedule, group = schedule_of(optim, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+    """The learning rate of each step of a training, and of one after the last."""
+    schedule, group = schedule_of(optim, max_epochs=num_steps // steps_per_epoch)
     seen = []
-    for _ in range(num_steps):
+    for step in range(num_steps + 1):
+        schedule.begin_step(step / steps_per_epoch, (step + 1) / steps_per_epoch)
         seen.append(group["lr"])
-        schedule.step()
-    return [*seen, group["lr"]]
+    return seen
 
 
-# Schedules that go by the step
+# Schedules that go by how far the training is
 
 
 def test_the_rate_rises_linearly_to_its_peak_and_falls_to_zero() -> None:
@@ -61,9 +58,8 @@ def test_the_rate_rises_linearly_to_its_peak_and_falls_to_zero() -> None:
 
 
 def test_the_fall_is_a_cosine() -> None:
-    horizon = Horizon(num_steps=100, steps_per_epoch=10)
-    assert lr_share(55, config(), horizon) == pytest.approx(0.5)
-    assert lr_share(25, config(), horizon) == pytest.approx((2 + 3**0.5) / 4)
+    assert lr_share(5.5, 5.6, config(), 10) == pytest.approx(0.5)
+    assert lr_share(2.5, 2.6, config(), 10) == pytest.approx((2 + 3**0.5) / 4)
 
 
 def test_no_step_of_a_training_is_wasted_at_rate_zero() -> None:
@@ -81,9 +77,13 @@ def test_the_shortest_trainings_have_a_rate(num_steps: int, schedule: str) -> No
     assert all(0 < rate <= 0.5 for rate in seen[:num_steps])
 
 
-def test_steps_after_the_last_stay_at_zero() -> None:
-    """With uneven shards a worker may step a few times more than was planned."""
-    assert lr_share(130, config(), Horizon(num_steps=100, steps_per_epoch=10)) == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_fewer_and_larger_steps_have_the_rates_of_the_same_places(schedule: str) -> None:
+    """As when a third of the ids is dropped: each batch reaches further then, and the training ends where it would."""
+    optim = config(schedule=schedule, step_epochs=3)
+    fine, coarse = rates(300, optim, steps_per_epoch=30), rates(100, optim, steps_per_epoch=10)
+    assert coarse[10:] == pytest.approx(fine[30::3])
+    assert coarse[:10] == pytest.approx(fine[2:30:3])
 
 
 def test_the_step_schedule_falls_at_the_end_of_every_so_many_epochs() -> None:
@@ -110,9 +110,9 @@ def plateau(**changes: Any) -> OptimConfig:  # noqa: ANN401  # fields by name
 def test_a_plateau_lowers_the_rate_and_an_improvement_does_not() -> None:
     schedule, group = schedule_of(plateau())
     seen = []
-    for val_nll in (1.5, 1.4, 1.45, 1.3, 1.31, 1.3, 1.29, 1.4, 1.4):
+    for epoch, val_nll in enumerate((1.5, 1.4, 1.45, 1.3, 1.31, 1.3, 1.29, 1.4, 1.4), start=1):
         schedule.end_epoch(val_nll)
-        schedule.step()
+        schedule.begin_step(float(epoch), epoch + 1.0)
         seen.append(group["lr"])
     assert seen == pytest.approx([0.5] * 5 + [0.05] * 3 + [0.005])
 
@@ -120,8 +120,9 @@ def test_a_plateau_lowers_the_rate_and_an_improvement_does_not() -> None:
 def test_after_a_fall_the_wait_begins_anew() -> None:
     schedule, group = schedule_of(plateau())
     seen = []
-    for _ in range(6):
+    for epoch in range(1, 7):
         schedule.end_epoch(1.0)
+        schedule.begin_step(float(epoch), epoch + 1.0)
         seen.append(group["lr"])
     assert seen == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005, 0.005])
 
@@ -130,18 +131,22 @@ def test_a_figure_that_is_no_number_is_no_improvement() -> None:
     schedule, group = schedule_of(plateau())
     for _ in range(2):
         schedule.end_epoch(float("nan"))
+    schedule.begin_step(2.0, 3.0)
     assert group["lr"] == pytest.approx(0.05)
     schedule.end_epoch(1.0)
     schedule.end_epoch(0.9)
+    schedule.begin_step(4.0, 5.0)
     assert group["lr"] == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "step", "constant"])
 def test_other_schedules_do_not_heed_the_figures(kind: str) -> None:
     schedule, group = schedule_of(config(schedule=kind, step_epochs=1))
+    schedule.begin_step(5.0, 6.0)
     before = group["lr"]
     for _ in range(9):
         schedule.end_epoch(2.0)
+    schedule.begin_step(5.0, 6.0)
     assert group["lr"] == before
 
 
@@ -149,20 +154,15 @@ def test_other_schedules_do_not_heed_the_figures(kind: str) -> None:
 def test_a_restarted_training_goes_on_where_it_was(kind: str) -> None:
     optim = config(schedule=kind, step_epochs=2)
     whole, whole_group = schedule_of(optim)
-    for epoch in range(5):
-        for _ in range(10):
-            whole.step()
-        whole.end_epoch([1.0, 1.1, 1.2, 1.3, 0.9][epoch])
+    for val_nll in [1.0, 1.1, 1.2, 1.3, 0.9]:
+        whole.end_epoch(val_nll)
     again, again_group = schedule_of(optim)
     again.load_state_dict(whole.state_dict())
-    for _ in range(20):
-        assert again_group["lr"] == whole_group["lr"]
+    for epoch in range(5, 10):
         for one in (whole, again):
-            one.step()
-    for one in (whole, again):
-        one.end_epoch(1.0)
-        one.end_epoch(1.0)
-    assert again_group["lr"] == whole_group["lr"]
+            one.begin_step(float(epoch), epoch + 1.0)
+            one.end_epoch(1.0)
+        assert again_group["lr"] == whole_group["lr"]
 
 
 # Optimiser
@@ -212,9 +212,7 @@ def test_each_stage_learns_slower_than_the_one_behind_it() -> None:
 def test_the_schedule_keeps_the_shares_between_stages() -> None:
     optimizer = build_optimizer(build(), config(layer_decay=0.5))
     peaks = [group["lr"] for group in optimizer.param_groups]
-    schedule = build_schedule(optimizer, config(layer_decay=0.5), num_steps=100, steps_per_epoch=10)
-    for _ in range(55):
-        schedule.step()
+    Schedule(optimizer, config(layer_decay=0.5), max_epochs=10).begin_step(5.5, 5.6)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([peak / 2 for peak in peaks])
 
 

@@ -44,11 +44,6 @@ def test_rows_that_sum_to_less_than_one_by_rounding_stay_in_range() -> None:
     assert Prediction(np.array([[0.0, 0.0, 0.49999]])).median.tolist() == [2]
 
 
-def test_from_log_probabilities() -> None:
-    distribution = random_distributions(5)
-    np.testing.assert_allclose(Prediction.of_log_probabilities(np.log(distribution)).distribution, distribution)
-
-
 def test_no_photos_no_numbers() -> None:
     prediction = Prediction(np.empty((0, 6)))
     assert [one.shape for one in (prediction.counted, prediction.expected, prediction.median)] == [(0,)] * 3

@@ -134,3 +134,13 @@ def test_without_a_calibration_there_is_no_range(predictor: Predictor) -> None:
 def test_the_local_engine_does_without_ray() -> None:
     code = "import sys, serve.local; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_replica_with_a_gpu_counts_by_pytorch_on_it(checkpoint_dir: Path) -> None:
+    """cpu:0 stands for the GPU that CI has not: another device than the plain one."""
+    elsewhere, here = Predictor.load(checkpoint_dir, device="cpu:0"), Predictor.load(checkpoint_dir, "eager")
+    photo, _ = here.decode(make_photo())
+    assert elsewhere.count([photo]) == here.count([photo])
+    assert (elsewhere.runtime.name, elsewhere.runtime.reason[-5:]) == ("eager", "cpu:0")
+    with pytest.raises(CheckpointError, match="num_gpus"):
+        Predictor.load(checkpoint_dir, "onnx_int8", device="cuda")

@@ -13,7 +13,7 @@ from bintally.model import build_model
 from bintally.recipes import RECIPES, get_recipe
 from train.augment import draw
 from train.fit import FitArgs
-from train.optim import Horizon, lr_share, set_trained
+from train.optim import lr_share, set_trained
 from tune.search import SearchArgs
 
 
@@ -51,8 +51,7 @@ def test_the_command_of_a_recipe_is_one_that_parses(make: Callable[[], Recipe], 
 
 def test_the_baselines_rate_is_the_challenges() -> None:
     recipe = get_recipe("baseline_resnet34")
-    horizon = Horizon(num_steps=40 * 100, steps_per_epoch=100)
-    rates = [recipe.optim.lr * lr_share(100 * epoch, recipe.optim, horizon) for epoch in range(recipe.max_epochs)]
+    rates = [recipe.optim.lr * lr_share(float(epoch), epoch + 0.1, recipe.optim, 40) for epoch in range(40)]
     assert rates == pytest.approx([0.1] * 10 + [0.01] * 10 + [0.001] * 10 + [0.0001] * 10)
 
 

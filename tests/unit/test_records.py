@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from bintally.errors import AccessDeniedError, RowError, SourceUnreachableError
+from bintally.labels import BinRecord
 from bintally.source_config import DataConfig
 from data import records
 from data.bucket import Bucket, open_bucket
-from data.labels import BinRecord
 from data.records import FetchedRecord, fetch_records
 
 MakeBucket = Callable[..., Path]

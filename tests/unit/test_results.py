@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from benchmarks.parts.abid_folder import class_mix, link_bucket
+from benchmarks.parts.abid_folder import class_mix, counts_by_split, link_bucket, source_mix
 from benchmarks.parts.pretraining import checkpoint_dir, pretrain
+from benchmarks.parts.result_controls import file_size_figures, outcome_figures
 from benchmarks.parts.result_rows import ROWS, Row, choose_rows
 from benchmarks.parts.result_runs import RunPlan, do_run, open_record
 from benchmarks.parts.result_table import format_results, machines_of, majority_figures, spread
@@ -92,7 +94,7 @@ def test_a_folder_without_a_part_is_refused_by_its_name(abid_dir: Path, tmp_path
 
 def test_the_mix_holds_what_is_listed_by_the_grouped_split(abid_dir: Path, tmp_path: Path) -> None:
     bucket = link_bucket(abid_dir, tmp_path / "bucket")
-    assert class_mix(bucket.data()) == {"train": {0: 1, 1: 1, 3: 1}, "val": {2: 1}, "test": {1: 1}}
+    assert class_mix(counts_by_split(bucket.data())) == {"train": {0: 1, 1: 1, 3: 1}, "val": {2: 1}, "test": {1: 1}}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -106,8 +108,14 @@ def test_every_row_is_a_recipe_with_settings_that_it_takes(row: Row, use_gpu: bo
 
 
 def test_on_a_gpu_the_named_recipes_stay_as_they_are() -> None:
-    for name in ("report_resnet50", "baseline_resnet34", "small"):
+    for name in ("report_resnet50", "baseline_resnet34"):
         assert row_named(name).settings_on(use_gpu=True, quick=False) == ()
+
+
+def test_the_small_recipe_is_the_row_that_it_quotes() -> None:
+    row = row_named("small_cnn")
+    measured = with_settings(get_recipe(row.recipe), row.settings_on(use_gpu=False, quick=False))
+    assert get_recipe("small") == with_settings(measured, ["name=small"])
 
 
 def test_a_setting_given_twice_counts_once_as_the_last() -> None:
@@ -125,6 +133,7 @@ def test_rows_are_chosen_by_name_or_by_machine() -> None:
         "report_resnet50_random",
         "baseline_resnet34",
         "small_cnn",
+        "small_cnn_gently",
         "small_cnn_after_synthetic",
     ]
     assert names(use_gpu=True) == [row.name for row in ROWS]
@@ -155,7 +164,7 @@ def test_the_training_command_is_one_that_train_fit_takes(abid_dir: Path, tmp_pa
     assert (recipe.data.split_by, recipe.data.max_images, recipe.data.image_size) == ("grouped", 7, 96)
     assert (recipe.seed, recipe.max_epochs, recipe.model.weights) == (1, 2, str(weights))
     assert args.resources.use_gpu
-    assert args.run_dir == plan.run_dir
+    assert args.run_dir == str(plan.run_dir)
 
 
 def test_rows_after_synthetic_begin_with_the_weights_of_the_drawn_bins(abid_dir: Path, tmp_path: Path) -> None:
@@ -165,6 +174,28 @@ def test_rows_after_synthetic_begin_with_the_weights_of_the_drawn_bins(abid_dir:
     assert weights == {"small_cnn": {None}, "small_cnn_after_synthetic": {checkpoint_dir(tmp_path / "pretraining")}}
     command = next(planned[0].train_command() for row, planned in plans.items() if row.after_synthetic)
     assert command[command.index("--weights") + 1] == str(checkpoint_dir(tmp_path / "pretraining"))
+
+
+def test_bins_whose_drawing_was_killed_are_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = True
+
+    def run_command(command: list[str], log_path: Path) -> None:
+        """Stands for the commands, the first of which is killed in the middle."""
+        if "--num-bins" not in command:
+            assert {path.name for path in (tmp_path / "bins").iterdir()} == {"whole"}
+            assert f"file://{tmp_path / 'bins'}" in command
+            return
+        out = Path(command[command.index("--out") + 1])
+        out.mkdir()
+        (out / ("half" if killed else "whole")).touch()
+        if killed:
+            raise RunError(log_path.name)
+
+    monkeypatch.setattr("benchmarks.parts.pretraining.run_logged", run_command)
+    with pytest.raises(RunError, match=r"draw\.log"):
+        pretrain(tmp_path, quick=True, use_gpu=False)
+    killed = False
+    pretrain(tmp_path, quick=True, use_gpu=False)
 
 
 def test_a_pretraining_that_is_done_is_not_done_again(tmp_path: Path) -> None:
@@ -179,6 +210,7 @@ def write_done(plan: RunPlan) -> None:
     record = open_record(plan, MACHINE) | {"trained": True, "train_s": 60.0, "evaluate_s": 30.0}
     decoders = {"argmax": {"rmse": 1.5}, "mean": {"rmse": 1.25}}
     test = {"num_images": 9, "accuracy": 0.4, "within_one": 0.7, "nll": 1.3, "decoders": decoders}
+    test |= {"quadratic_kappa": 0.25, "intervals": {"accuracy": [0.3, 0.5]}}
     files = {
         "run.json": record,
         "test/metrics.json": test,
@@ -187,6 +219,7 @@ def write_done(plan: RunPlan) -> None:
     for name, values in files.items():
         (plan.run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (plan.run_dir / name).write_text(json.dumps(values))
+    (plan.run_dir / "test/predictions.csv").write_text("id,expected,counted\n00001,1,1\n00065,2,1\n00193,1,2\n")
 
 
 def test_a_run_that_is_done_is_read_and_not_run_again(abid_dir: Path, tmp_path: Path) -> None:
@@ -217,6 +250,29 @@ def test_a_run_that_fails_names_its_log_and_is_not_done(abid_dir: Path, tmp_path
     assert not record["trained"]
 
 
+def test_figures_of_answers_by_source_and_by_count(abid_dir: Path, tmp_path: Path) -> None:
+    photos_dir = link_bucket(abid_dir, tmp_path / "bucket").photos_dir
+    assert outcome_figures(photos_dir, ["00001", "00065", "00193", "00257"], [1, 2, 1, 0], [1, 4, 1, 1]) == {
+        "accuracy": 0.5,
+        "within_one": 0.75,
+        "rmse": pytest.approx((5 / 4) ** 0.5),
+        "by_source": {"extra": 0.5, "pairs": 0.5},
+        "by_count": {"0": 0.0, "1": 1.0, "2": 0.0},
+    }
+    assert source_mix(["00001", "00193", "00257"], photos_dir) == {"extra": 2, "pairs": 1}
+
+
+def test_the_size_of_a_file_tells_what_its_likes_hold(abid_dir: Path, tmp_path: Path) -> None:
+    extra = abid_dir / "extra/images"
+    sizes = {f"{number:05d}": (40 + number % 7, 200 if number % 2 else 40) for number in range(2000, 2070)}
+    for bin_id, size in sizes.items():
+        Image.new("RGB", size).save(extra / f"{bin_id}.jpg")
+    photos_dir = link_bucket(abid_dir, tmp_path / "bucket").photos_dir
+    counts = {bin_id: 4 if height == 200 else 2 for bin_id, (_, height) in sizes.items()}
+    test = {bin_id: counts.pop(bin_id) for bin_id in ("02010", "02011", "02012")}
+    assert file_size_figures({"train": counts, "test": test}, photos_dir)["accuracy"] == 1.0
+
+
 def test_mean_and_spread() -> None:
     assert spread([1.0, 2.0, 3.0], digits=1) == "2.0 ± 1.0"
     assert spread([0.4], scale=100, digits=1) == "40.0"
@@ -237,7 +293,15 @@ def results_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
             {"name": "small", "recipe": "small", "settings": ["a=1"], "runs": runs, "skipped": None, "failed": failed},
             {"name": "report", "recipe": "r", "settings": [], "runs": [], "skipped": skipped, "failed": []},
         ],
+        "file_size": {
+            "accuracy": 0.35,
+            "within_one": 0.5,
+            "rmse": 2.0,
+            "by_source": {"extra": 0.25, "pairs": 0.4},
+            "by_count": {"1": 0.3, "2": 0.6},
+        },
         "mix": {"train": {0: 1, 1: 2}, "val": {1: 1}, "test": {1: 3, 2: 1}},
+        "sources": {"test": {"extra": 3, "pairs": 1}},
         "published": compare_published(DataConfig(), "test", 4),
     }
 
@@ -247,9 +311,14 @@ def test_the_page_has_each_row_its_failures_and_what_is_unlike(abid_dir: Path, t
     write_done(plan)
     run = do_run(plan, MACHINE)
     page = format_results(results_of([run, run | {"seed": 2, "accuracy": 0.5, "best_epoch": 4}]))
-    measured = "45.0 ± 7.1 % | 1.500 ± 0.000 | 1.250 ± 0.000 | 70.0 ± 0.0 % | 1.300 ± 0.000 | 50.0 ± 0.0 %"
-    assert f"| small | 1 2 | 9 | {measured} |" in page
-    assert "| always 1, the most frequent |  | 4 | 75.0 % | 0.500 | 0.500 | 100.0 % |  |  |" in page
+    measured = "45.0 ± 7.1 % | 1.500 ± 0.000 | 1.250 ± 0.000 | 70.0 ± 0.0 % | 1.300 ± 0.000 | 0.250 ± 0.000"
+    assert f"| small | 1 2 | 30.0 to 50.0 % | {measured} | 50.0 ± 0.0 % |" in page
+    assert "| always 1, the most frequent |  |  | 75.0 % | 0.500 | 0.500 | 100.0 % |  |  |  |" in page
+    assert "| size of the file |  |  | 35.0 % | 2.000 | 2.000 | 50.0 % |  |  |  |" in page
+    assert "- small: no better than the most frequent count or the size of the file" in page
+    assert "| test photos | 3 | 1 | 3 | 1 |" in page
+    assert "| small | 0.0 ± 0.0 % | 50.0 ± 0.0 % | 50.0 ± 0.0 % | 0.0 ± 0.0 % |" in page
+    assert "| size of the file | 25.0 % | 40.0 % | 30.0 % | 60.0 % |" in page
     assert "- report: skipped, needs weights." in page
     assert "- small, seed 2 failed: why" in page
     assert "| small | small | `a=1` | 1.0 ± 0.0 | 0.5 ± 0.0 | 3 4 |" in page

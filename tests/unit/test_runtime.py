@@ -1,6 +1,7 @@
 """What a checkpoint counts by: a graph that is damaged or foreign is never used, and the reason is told."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -292,3 +293,15 @@ def test_a_kill_while_writing_leaves_no_record_of_other_graphs(
         assert runtime.name == "onnx_int8", "the old set, untouched"
     else:
         assert "runtime.json is not there" in runtime.reason
+
+
+def test_without_onnx_runtime_pytorch_counts_and_says_why(
+    ready: tuple[Path, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, checkpoint = ready
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    runtime = load_runtime(folder, checkpoint)
+    assert runtime.name == "eager"
+    assert "ONNX Runtime cannot be imported" in runtime.reason
+    with pytest.raises(CheckpointError, match=r"no onnx_fp32: .*ONNX Runtime cannot be imported"):
+        load_runtime(folder, checkpoint, "onnx_fp32")

@@ -1,7 +1,6 @@
 """The gate of runtimes: what may be used, what is chosen, and networks that really pass or fail it."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -210,11 +209,11 @@ def test_the_table_has_a_line_for_each() -> None:
     ],
 )
 def test_photos_that_the_server_would_not_make_are_refused(flags: dict[str, Any], names: str) -> None:
-    args = AccelerateArgs(checkpoint=Path("x"), bucket=SourceArgs(source="file:///bins", **flags))
+    args = AccelerateArgs(checkpoint="x", bucket=SourceArgs(source="file:///bins", **flags))
     with pytest.raises(ConfigError, match=names):
         args.resolve(smoke())
 
 
 def test_fewer_counts_than_the_model_knows_are_fine() -> None:
-    args = AccelerateArgs(checkpoint=Path("x"), bucket=SourceArgs(max_count=3))
+    args = AccelerateArgs(checkpoint="x", bucket=SourceArgs(max_count=3))
     assert args.resolve(smoke()).max_count == 3

@@ -12,6 +12,7 @@ from bintally.errors import ConfigError
 from bintally.recipes import RECIPES, smoke
 from data.args import ReadArgs, ResourceArgs
 from tune.config import SEARCH_FILE, BudgetConfig, SearchConfig, read_search, write_search
+from tune.record import begin_session
 from tune.space import BATCH_SIZE, LR, Choice, Dimension, Interval, SearchSpace
 
 
@@ -55,6 +56,30 @@ def test_the_corners_are_the_recipe_at_every_bound() -> None:
     assert all(one.data == smoke().data and one.model == smoke().model for one in config.points())
 
 
+def wide_space(num_values: int) -> SearchSpace:
+    fields = ("seed", "patience", "optim.step_epochs", "optim.stage_epochs", "optim.global_batch_size", "loss.kind")
+    values = Choice(values=tuple(range(1, num_values + 1)))
+    kinds = {"loss.kind": Choice(values=("cross_entropy", "sord")), "model.head": Choice(values=("softmax", "corn"))}
+    return SearchSpace(dimensions={**dict.fromkeys(fields, values), **kinds})
+
+
+def test_a_space_of_many_fields_is_checked_by_pairs() -> None:
+    space = wide_space(5)
+    assert space.corners()[0] == {name: one.ends()[0] for name, one in space.dimensions.items()}
+    assert len(space.corners()) < 500  # of 12,500
+    with pytest.raises(ConfigError, match=r"space at .*kind sord, head corn"):
+        replace(make_config(), space=space)
+    dimensions = {name: one for name, one in space.dimensions.items() if name != "model.head"}
+    assert replace(make_config(), space=SearchSpace(dimensions=dimensions)).points()
+
+
+def test_too_many_pairs_name_the_field_with_the_most_values() -> None:
+    space = wide_space(40)
+    dimensions = space.dimensions | {"patience": Choice(values=tuple(range(1, 60)))}
+    with pytest.raises(ConfigError, match=r"space patience: 59 values.*list fewer"):
+        SearchSpace(dimensions=dimensions).corners()
+
+
 @pytest.mark.parametrize(("max_epochs", "grace"), [(1, 1), (6, 1), (9, 2), (12, 2), (13, 3)])
 def test_no_trial_is_stopped_before_a_sixth_of_its_epochs(max_epochs: int, grace: int) -> None:
     assert make_config(replace(smoke(), max_epochs=max_epochs)).grace_epochs == grace
@@ -67,8 +92,15 @@ def test_a_search_survives_its_file(make: Callable[[], Recipe], tmp_path: Path) 
     assert read_search(tmp_path) == config
 
 
+def test_a_search_of_which_nothing_has_begun_may_be_corrected(tmp_path: Path) -> None:
+    write_search(make_config(), tmp_path)
+    write_search(make_config(num_trials=9), tmp_path)
+    assert read_search(tmp_path).budget.trials == 9
+
+
 def test_a_second_search_does_not_overwrite_the_first(tmp_path: Path) -> None:
     write_search(make_config(), tmp_path)
+    begin_session(tmp_path)
     with pytest.raises(ConfigError, match=f"run_dir {tmp_path} already holds a search.*--resume"):
         write_search(make_config(num_trials=9), tmp_path)
     assert read_search(tmp_path).budget.trials == 3

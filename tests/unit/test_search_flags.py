@@ -2,17 +2,19 @@
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import tyro
 
 from bintally.config import with_settings
+from bintally.errors import ConfigError
 from bintally.recipes import report_resnet50, smoke
 from train.figures import DIVERGED, FIGURES, worst_figures
 from tune.config import AshaConfig, BudgetConfig, SearchConfig
 from tune.objective import Objective
 from tune.presets import PRESETS, get_preset
-from tune.search import SearchArgs
+from tune.search import SearchArgs, main
 from tune.space import BATCH_SIZE, LR, Choice, Dimension, Interval, value_at
 
 
@@ -89,6 +91,25 @@ def test_the_size_of_a_grid_replaces_the_number_of_trials() -> None:
     )  # there are no more
 
 
+def test_a_search_of_fewer_points_than_trials_says_so_when_it_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its source is missing, so that it ends before anything begins."""
+    flags = ["--recipe", "smoke", "--source", "file:///nowhere", "--run-dir", str(tmp_path)]
+    cut = "the space has 2 points, so there are as many trials"
+    for more, told in (
+        (["--lr", "1e-3", "1e-2"], False),
+        (["--sampler", "grid", "--grid-steps", "2", "--batch-sizes", "8"], True),
+        (["--resume"], False),
+    ):
+        monkeypatch.setattr(sys, "argv", ["search.py", *flags, *more])
+        with pytest.raises(SystemExit):
+            main()
+        output = "".join(capsys.readouterr())
+        assert (cut in output) == told
+        assert "there is no folder /nowhere" in output  # also the second time: the first command's search is replaced
+
+
 def test_a_sampler_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)  # how Python notes that a module is absent
     for sampler in ("tpe", "bohb"):
@@ -117,10 +138,24 @@ def test_what_the_presets_search() -> None:
         BATCH_SIZE: Choice(values=(16, 32, 64)),
         "max_epochs": Interval(low=2, high=6, whole=True),
     }
-    assert (b.recipe.max_epochs, b.recipe.epoch_fraction, b.asha.enabled) == (5, 0.1, True)
+    assert (b.recipe.max_epochs, b.recipe.epoch_fraction) == (5, 0.1)
     assert b.objective == Objective(metric="val_accuracy", mode="max")
     assert c.space.dimensions[LR] == Interval(low=0.005, high=0.01, log=True)
     assert (d.recipe.balanced, d.recipe.optim.optimizer, d.space) == (True, "sgd", b.space)
+
+
+@pytest.mark.parametrize(
+    ("flags", "enabled"), [("", True), ("--asha", True), ("--no-asha", False)], ids=["default", "asha", "no asha"]
+)
+def test_a_preset_runs_trials_to_their_end_as_its_report_did_unless_asked_otherwise(flags: str, enabled: bool) -> None:
+    assert resolved(f"--recipe smoke {flags}").asha.enabled == enabled
+    for name in PRESETS:
+        assert resolved(f"--preset {name} {flags}").asha.enabled == (flags == "--asha")
+
+
+def test_early_stopping_cannot_be_asked_for_and_refused() -> None:
+    with pytest.raises(ConfigError, match="--asha and --no-asha"):
+        resolved("--recipe smoke --asha --no-asha")
 
 
 def test_flags_override_a_preset() -> None:
@@ -141,7 +176,7 @@ def test_help_lists_the_presets_and_the_ways_to_choose_points(capsys: pytest.Cap
     with pytest.raises(SystemExit):
         tyro.cli(SearchArgs, args=["--help"])
     text = capsys.readouterr().out
-    for word in (*PRESETS, "random", "grid", "tpe", "bohb", "log:LOW:HIGH", "--no-asha", "--no-final"):
+    for word in (*PRESETS, "random", "grid", "tpe", "bohb", "log:LOW:HIGH", "--asha", "--no-asha", "--no-final"):
         assert word in text
 
 

@@ -14,7 +14,7 @@ from data.args import ReadArgs, ResourceArgs
 from tune.config import BudgetConfig, SearchConfig
 from tune.costs import busy_share, costs_of, running_over_time
 from tune.importance import importance_of
-from tune.live import LiveView, format_left, render
+from tune.live import LiveView, describe_state, format_left, render
 from tune.objective import Objective
 from tune.record import EVENTS_FILE, EpochRecord, TrialEvent, What, append_record, read_events
 from tune.report import write_report
@@ -230,6 +230,38 @@ def test_saved_is_what_early_stopping_did_not_run() -> None:
     assert costs.worker_hours == pytest.approx(2 * sum(31 + 20 * epochs for epochs in STOPPED) / 3600)
     assert costs.figures()["cost"] == pytest.approx(2 * costs.worker_hours)
     assert costs.unit == "CPU-worker-hours"
+
+
+def test_what_a_budget_did_not_run_is_not_saved() -> None:
+    _, records, events = make_search()
+    events = [replace(one, what="budget") if one.what == "stopped" else one for one in events]
+    trials = follow_trials(records, events)
+    costs = costs_of(trials, max_epochs=12, num_workers=2)
+    assert (costs.epochs_saved, costs.worker_hours_saved) == (0, 0)
+    assert describe_state(trials[0]) == "out of budget after epoch 2"
+    assert ended_ids(events) == {one.trial_id for one in trials}
+
+
+def test_a_trial_with_epochs_of_its_own_saves_no_more_than_those() -> None:
+    _, records, events = make_search(1)
+    events = [replace(one, point={**one.point, "max_epochs": 3}) for one in events]
+    (trial,) = follow_trials([], events)
+    trial = replace(trial, epochs=tuple(records))
+    assert trial.last_epoch == 2
+    assert costs_of([trial], max_epochs=12, num_workers=1).epochs_saved == 1
+
+
+def test_epochs_that_the_space_varies_are_shown_as_the_longest_and_of_each_trial(tmp_path: Path) -> None:
+    config, records, events = make_search(2)
+    space = SearchSpace(dimensions={**config.space.dimensions, "max_epochs": Interval(low=2, high=12, whole=True)})
+    config = replace(config, recipe=replace(smoke(), max_epochs=1), space=space)
+    records = [replace(one, point={**one.point, "max_epochs": 4}) for one in records]
+    events = [replace(one, point={**one.point, "max_epochs": 4}) for one in events]
+    trials = follow_trials(records, events)
+    write_report(config, trials, events, results_of(config, trials, events), tmp_path)
+    assert "up to 12 epochs each" in (tmp_path / "report.html").read_text()
+    rows = drawn(config, records[:1], events[:3], START + 60)[2:4]
+    assert "1/4" in rows[0]
 
 
 def test_without_a_price_there_is_no_money() -> None:

@@ -4,7 +4,10 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import AsyncIterator
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +21,15 @@ from PIL import Image
 from bintally.checkpoint import load_checkpoint, save_checkpoint
 from bintally.errors import CheckpointError, ConfigError
 from bintally.model import build_model
+from bintally.onnx_graph import Answer, Photos
 from bintally.recipes import smoke
+from bintally.scores import Probabilities
 from serve.local import build_local
+from serve.models import load_models
 from serve.predictor import Counted
-from serve.service import CounterService, Job
+from serve.service import CounterService, Job, count_jobs
 from serve.settings import Settings, read_tokens, settings_from_dict, split_location
-from serve.telemetry import JsonLines
+from serve.telemetry import Instruments, JsonLines
 
 Running = tuple[httpx.AsyncClient, CounterService]
 
@@ -105,6 +111,44 @@ def test_a_full_server_refuses_at_once_and_recovers(checkpoints: dict[str, str])
         assert [*answered, after.status_code] == [200, 200, 200, 200]
 
     asyncio.run(story())
+
+
+def test_bodies_that_still_arrive_count_as_held(checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.bodies.MAX_BUFFERED_BYTES", 5_000)
+
+    async def story() -> None:
+        async with running(Settings(checkpoint=checkpoints["first"])) as (client, service):
+            gate, begun = asyncio.Event(), asyncio.Event()
+
+            async def slow_body() -> AsyncIterator[bytes]:
+                yield bytes(4_000)
+                begun.set()
+                await gate.wait()
+
+            slow_one = asyncio.create_task(client.post("/v1/count", content=slow_body(), headers=JPEG))
+            await begun.wait()
+            while not service.bodies.buffered_bytes:  # noqa: ASYNC110  # the server takes the chunk when it likes
+                await asyncio.sleep(0.01)
+            refused = await client.post("/v1/count", content=bytes(2_000), headers=JPEG)
+            gate.set()
+            assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+            assert (await slow_one).json()["code"] == "not_an_image"
+            assert (await count(client)).status_code == 200
+            assert service.bodies.buffered_bytes == 0
+
+    asyncio.run(story())
+
+
+def test_a_model_that_answers_nan_fails_its_own_photos_alone(checkpoints: dict[str, str]) -> None:
+    settings = Settings(checkpoint=checkpoints["first"], models={"second": checkpoints["second"]})
+    models = load_models(settings)
+    with torch.no_grad():
+        for parameter in models["second"]._checkpoint.model.parameters():  # noqa: SLF001  # no other way to spoil it once loaded
+            parameter.fill_(float("nan"))
+    photos = {name: one.decode(photo())[0] for name, one in models.items()}
+    jobs = [Job(models[name], photos[name]) for name in ("default", "second", "default")]
+    results = count_jobs(jobs, Instruments())
+    assert [type(result) for result in results] == [Counted, CheckpointError, Counted]
 
 
 @pytest.mark.parametrize(("limit_s", "asked"), [(0.1, {}), (30.0, {"X_Request_Timeout_Seconds": "0.1"})])
@@ -191,15 +235,19 @@ def test_models_are_swapped_without_a_failed_request(checkpoints: dict[str, str]
         versions = [load_checkpoint(Path(checkpoints[name])).version for name in ("first", "second")]
         async with running(first) as (client, service):
             replies: list[httpx.Response] = []
+            answered = asyncio.Event()
 
             async def ask_on() -> None:
                 while True:
                     replies.append(await count(client))
+                    answered.set()
 
             asking = asyncio.create_task(ask_on())
-            await asyncio.sleep(0.1)
+            await answered.wait()
             await service.reload(second)
-            await asyncio.sleep(0.1)
+            for _ in range(2):  # the first may still be one of before
+                answered.clear()
+                await answered.wait()
             asking.cancel()
             with pytest.raises(CheckpointError, match="no checkpoint"):
                 await service.reload(Settings(checkpoint="/nowhere"))
@@ -306,6 +354,9 @@ def test_a_bug_is_a_500_that_tells_nothing(checkpoints: dict[str, str]) -> None:
         ({"max_in_flight": 0}, "max_in_flight"),
         ({"max_in_flight": "many"}, "max_in_flight"),
         ({"batch_wait_s": -1}, "batch_wait_s"),
+        ({"batch_wait_s": math.nan}, "batch_wait_s"),
+        ({"request_timeout_s": math.nan}, "request_timeout_s"),
+        ({"body_timeout_s": math.inf}, "body_timeout_s"),
         ({"canary": "x"}, "canary must be one of models"),
         ({"models": {"A b": "/x"}}, "'A b' is no name"),
         ({"models": {"default": "/x"}}, "default"),
@@ -338,6 +389,129 @@ def test_a_token_file_without_tokens(tmp_path: Path, content: str | None) -> Non
         path.write_text(content)
     with pytest.raises(ConfigError, match="token_file"):
         read_tokens(str(path))
+
+
+def set_answer(service: CounterService, change: Callable[[Answer], Answer]) -> None:
+    """Let the first model answer otherwise."""
+    predictor = service.models["default"]
+    predictor._runtime = replace(predictor.runtime, answer=change(predictor.runtime.answer))  # noqa: SLF001  # the seam
+
+
+def test_a_slow_model_at_work_is_well_whatever_waits_for_it(checkpoints: dict[str, str]) -> None:
+    """A probe would wait for all photos before it."""
+
+    def slow_down(answer: Answer) -> Answer:
+        def answer_slowly(photos: Photos) -> Probabilities:
+            time.sleep(0.7)
+            return answer(photos)
+
+        return answer_slowly
+
+    async def run() -> None:
+        async with running(Settings(checkpoint=checkpoints["first"], max_batch_size=1)) as (client, service):
+            set_answer(service, slow_down)
+            waiting = [asyncio.create_task(count(client)) for _ in range(4)]
+            await asyncio.sleep(0.3)  # by now the first is counted
+            assert (await asyncio.wait_for(client.get("/readyz"), 0.3)).status_code == 200
+            assert [reply.status_code for reply in await asyncio.gather(*waiting)] == [200] * 4
+            waiting = [asyncio.create_task(count(client)) for _ in range(3)]
+            assert (await asyncio.wait_for(client.get("/readyz"), 0.3)).status_code == 200  # just after a batch
+            await asyncio.gather(*waiting)
+
+    asyncio.run(run())
+
+
+def test_a_model_that_hangs_or_answers_nan_is_not_well(
+    checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.service.HANGS_S", 0.1)
+    gate = threading.Event()
+
+    def hang(answer: Answer) -> Answer:
+        def answer_late(photos: Photos) -> Probabilities:
+            gate.wait(20)
+            return answer(photos)
+
+        return answer_late
+
+    async def run() -> None:
+        async with running(Settings(checkpoint=checkpoints["first"])) as (client, service):
+            before = service.models["default"].runtime
+            set_answer(service, hang)
+            waiting = asyncio.create_task(count(client))
+            await asyncio.sleep(0.5)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(service.check_ready(), 0.5)
+            gate.set()
+            assert (await waiting).status_code == 200
+            assert (await client.get("/readyz")).status_code == 200
+            set_answer(service, lambda answer: lambda photos: answer(photos) * math.nan)
+            assert (await count(client)).json()["code"] == "model_unhealthy"
+            assert (await client.get("/readyz")).status_code == 503
+            set_answer(service, lambda _: before.answer)
+            assert (await client.get("/readyz")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_each_refusal_is_counted_once(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("x\n")
+
+    async def run() -> dict[str, float]:
+        settings = Settings(
+            checkpoint=checkpoints["first"], token_file=str(tmp_path / "tokens"), max_in_flight=1, max_batch_size=1
+        )
+        async with running(settings) as (client, service):
+            client.headers["authorization"] = "Bearer x"
+            asked: list[tuple[bytes, dict[str, str]]] = [
+                (b"", JPEG),
+                (photo(), {"content-type": "text/plain"}),
+                (photo(), JPEG | {"authorization": "Bearer y"}),
+                (b"none", JPEG),
+                (photo(), JPEG | {"content-length": "99000000"}),
+            ]
+            for content, headers in asked:
+                await client.post("/v1/count", content=content, headers=headers)
+            gate = asyncio.Event()
+            seen = slow(service, gate)
+            waiting = asyncio.create_task(count(client))
+            await seen.get()
+            await count(client)
+            gate.set()
+            await waiting
+            files = [("photo", ("a.jpg", content)) for content in (photo(), b"none", b"")]
+            assert (await client.post("/v1/count:batch", files=files)).json()["num_failed"] == 2
+            lines = service.instruments.text().decode().splitlines()
+        figures = (line for line in lines if line.startswith("bintally_refused_total{"))
+        return {line.split('"')[1]: float(line.split()[-1]) for line in figures}
+
+    assert asyncio.run(run()) == {
+        "empty_body": 2,
+        "unsupported_media_type": 1,
+        "unauthorized": 1,
+        "not_an_image": 2,
+        "body_too_large": 1,
+        "overloaded": 1,
+    }
+
+
+def test_the_document_tells_of_token_and_front(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("x\n")
+
+    async def run(settings: Settings) -> dict[str, Any]:
+        async with running(settings) as (client, _):
+            document: dict[str, Any] = (await client.get("/openapi.json")).json()
+            return document
+
+    without = Settings(checkpoint=checkpoints["first"])
+    with_tokens = replace(without, token_file=str(tmp_path / "tokens"))
+    for settings, security in ((without, [{}, {"token": []}]), (with_tokens, [{"token": []}])):
+        document = asyncio.run(run(settings))
+        assert document["components"]["securitySchemes"]["token"] == {"type": "http", "scheme": "bearer"}
+        counting, health = document["paths"]["/v1/count"]["post"], document["paths"]["/healthz"]["get"]
+        assert counting["security"] == security
+        assert "security" not in health
+        assert {"429", "431", "502"} <= counting["responses"].keys() & health["responses"].keys()
 
 
 def test_no_probe_is_counted_while_photos_are(checkpoints: dict[str, str]) -> None:

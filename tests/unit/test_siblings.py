@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from data.labels import parse_record
+from bintally.labels import parse_record
 from data.siblings import Leak, find_leaks, find_runs, siblings_in, split_by_runs
 from data.split import Split, grouped_split, hash_split, split_ids
 

@@ -1,13 +1,24 @@
 """A search space: what a text describes, and which recipes its points make."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from bintally.errors import ConfigError
 from bintally.recipes import smoke
 from tune.objective import Objective, parse_objective
-from tune.space import BATCH_SIZE, LR, Choice, Interval, SearchSpace, parse_dimension, recipe_at, value_at
+from tune.space import (
+    BATCH_SIZE,
+    LR,
+    Choice,
+    Interval,
+    SearchSpace,
+    parse_dimension,
+    parse_space,
+    recipe_at,
+    value_at,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +36,13 @@ from tune.space import BATCH_SIZE, LR, Choice, Interval, SearchSpace, parse_dime
 )
 def test_a_dimension_of_a_text(text: str, dimension: Choice | Interval) -> None:
     assert parse_dimension(text) == dimension
+
+
+def test_weights_are_where_the_trials_find_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    (weights,) = parse_space(["model.weights=null,own.pth,IMAGENET1K_V1"]).values()
+    assert weights == Choice(values=(None, f"{tmp_path}/own.pth", "IMAGENET1K_V1"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from data.official import OfficialLists
 from data.split import (
     Split,
     Splitter,
+    digest_of,
     grouped_split,
     hash_split,
     is_padded,
@@ -268,3 +269,8 @@ def test_ids_of_the_main_set_are_padded(bin_id: str) -> None:
 @pytest.mark.parametrize("bin_id", ["1", "523", "1200", "", "abcde", "00 01", "-0001", "0001.5", "readme00"])
 def test_other_ids_are_not(bin_id: str) -> None:
     assert not is_padded(bin_id)
+
+
+def test_a_digest_is_of_the_ids_whatever_their_order() -> None:
+    assert digest_of(["1", "2"]) == digest_of(["2", "1"])
+    assert len({digest_of(ids) for ids in (["1", "2"], ["12"], ["1"], ["1", "3"], [])}) == 5

@@ -8,7 +8,7 @@ import torch
 from bintally.model import build_model
 from bintally.recipes import smoke
 from train.loop import LoopConfig, _monitor
-from train.optim import build_optimizer, build_schedule
+from train.optim import Schedule, build_optimizer
 from train.state import Fit, Progress
 from train.workers import Worker
 
@@ -17,7 +17,7 @@ def fit_of() -> Fit:
     recipe = smoke()
     model = build_model(recipe.model, num_classes=6, image_size=32)
     optimizer = build_optimizer(model, recipe.optim)
-    return Fit(recipe, model, optimizer, build_schedule(optimizer, recipe.optim, num_steps=8, steps_per_epoch=4), None)
+    return Fit(recipe, model, optimizer, Schedule(optimizer, recipe.optim, 2), None)
 
 
 def lines_of(make: Callable[..., LoopConfig], rank: int, patience_s: float) -> list[str]:

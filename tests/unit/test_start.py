@@ -11,10 +11,11 @@ import pytest
 import yaml
 from pydantic import PydanticDeprecatedSince20
 
-from bintally.errors import ConfigError
+from bintally.errors import BinTallyError, ConfigError, RunError
+from serve.front import FrontConfig
 from serve.ray_plan import RayPlan, deploy_config
 from serve.settings import Settings
-from serve.start import parse_args
+from serve.start import parse_args, reload_ray
 
 with warnings.catch_warnings():  # Ray 2.60's own models use a pydantic spelling that ends with version 3
     warnings.simplefilter("ignore", PydanticDeprecatedSince20)
@@ -74,20 +75,22 @@ def test_the_file_names_what_the_code_has() -> None:
 # --- What Ray is told -----------------------------------------------------------------------------------------------
 
 
-def test_a_plan_is_a_config_that_serve_accepts(tmp_path: Path) -> None:
+def test_a_plan_is_a_config_that_serve_accepts() -> None:
     plan = RayPlan(
         settings=Settings(checkpoint="/x"), num_replicas=3, gpus_per_replica=0.5, replica_ports=range(30_000, 30_008)
     )
-    deployment = check_schema(deploy_config(plan, tmp_path))
+    deployment = check_schema(deploy_config(plan))
     assert deployment.num_replicas == 3
     assert deployment.ray_actor_options.num_gpus == 0.5  # type: ignore[union-attr]
     assert deployment.user_config == asdict(plan.settings)
+    assert deployment.max_surge_percent == 0  # a new replica would wait for ever for the GPU of an old one
 
 
-def test_a_plan_with_bounds_scales(tmp_path: Path) -> None:
+def test_a_plan_with_bounds_scales() -> None:
     plan = RayPlan(settings=Settings(checkpoint="/x"), num_replicas=2, max_replicas=6, target_in_flight=4)
-    scaling = check_schema(deploy_config(plan, tmp_path)).autoscaling_config
-    assert scaling == {"min_replicas": 2, "max_replicas": 6, "target_ongoing_requests": 4}
+    deployment = check_schema(deploy_config(plan))
+    assert deployment.max_surge_percent > 0
+    assert deployment.autoscaling_config == {"min_replicas": 2, "max_replicas": 6, "target_ongoing_requests": 4}
 
 
 @pytest.mark.parametrize(
@@ -175,6 +178,8 @@ def start(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["--config", "list.yaml"], "list.yaml"),
         (["--config", "unknown.yaml"], "max_in_flights"),
         (["--config", "auto.yaml"], "replicas"),
+        (["--config", "text.yaml"], "settings of text.yaml must be a mapping"),
+        (["--config", "host.yaml"], "host of host.yaml must be a text"),
         (["--checkpoint", "x", "--max-in-flight", "0"], "max_in_flight"),
         (["--checkpoint", "x", "--canary", "b"], "canary"),
         (["--checkpoint", "x", "--engine", "local", "--rate-limit", "3"], "--front"),
@@ -188,11 +193,71 @@ def test_a_value_that_makes_no_sense_is_one_line(flags: list[str], names: str, t
     (tmp_path / "unknown.yaml").write_text(yaml.safe_dump({"applications": [{"deployments": [deployment]}]}))
     deployment = {"user_config": {"checkpoint": "x"}, "num_replicas": "auto"}
     (tmp_path / "auto.yaml").write_text(yaml.safe_dump({"applications": [{"deployments": [deployment]}]}))
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump({"applications": [{"deployments": [{"user_config": "x"}]}]}))
+    (tmp_path / "host.yaml").write_text(
+        yaml.safe_dump({"http_options": {"host": 1}, "applications": [{"deployments": [{}]}]})
+    )
     done = start(*flags, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert names in done.stderr
+
+
+# --- SIGHUP ---------------------------------------------------------------------------------------------------------
+
+
+class Serving:
+    """Stands for the Ray that serves: what it is told to deploy."""
+
+    def __init__(self, fault: BinTallyError | None = None) -> None:
+        self.told: list[Settings] = []
+        self.fault = fault
+
+    def deploy(self, plan: RayPlan) -> None:
+        if self.fault:
+            raise self.fault
+        self.told.append(plan.settings)
+
+    def wait_until_ready(self) -> None:
+        """They are."""
+
+
+class Front:
+    """Stands for the front: what it is told, or that it refuses."""
+
+    def __init__(self, fault: BinTallyError | None = None) -> None:
+        self.told: list[FrontConfig] = []
+        self.fault = fault
+
+    def reload(self, config: FrontConfig) -> None:
+        if self.fault:
+            raise self.fault
+        self.told.append(config)
+
+
+def reload(path: Path, generation: int, serving: Serving, front: Front) -> str:
+    return reload_ray(["--config", str(path)], generation, range(30_000, 30_016), serving, front)  # type: ignore[arg-type]
+
+
+def test_a_reload_tells_replicas_to_read_again_though_only_contents_have_changed() -> None:
+    serving, front = Serving(), Front()
+    assert [reload(CONFIG, generation, serving, front) for generation in (1, 2)] == ["reloaded"] * 2
+    assert [settings.generation for settings in serving.told] == [1, 2]
+    assert len(front.told) == 2
+
+
+def test_a_reload_that_fails_says_how_far_it_came(tmp_path: Path) -> None:
+    serving, front, fault = Serving(), Front(), ConfigError("HAProxy refuses it")
+    assert reload(CONFIG, 1, Serving(RunError("Ray failed")), front) == "error: nothing was reloaded: Ray failed"
+    assert reload(tmp_path / "absent", 1, serving, front).startswith("error: nothing was reloaded: config: ")
+    empty = tmp_path / "config.yaml"
+    empty.write_text("applications: [{deployments: [{}]}]")  # names no checkpoint, at which the start ends
+    assert reload(empty, 1, serving, front).startswith("error: nothing was reloaded: flags and config file")
+    assert (serving.told, front.told) == ([], [])
+    told = reload(CONFIG, 1, serving, Front(fault))
+    assert told == "error: the models were reloaded, but not all else: HAProxy refuses it"
+    assert len(serving.told) == 1
 
 
 def test_no_checkpoint_is_told_of(tmp_path: Path) -> None:

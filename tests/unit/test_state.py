@@ -11,7 +11,7 @@ import torch
 from bintally.errors import CheckpointError
 from bintally.model import build_model
 from bintally.recipes import smoke
-from train.optim import build_optimizer, build_schedule
+from train.optim import Schedule, build_optimizer
 from train.state import Fit, Progress, write_state
 from train.storage import RESUME_FILE
 
@@ -36,7 +36,7 @@ def fit() -> Fit:
     optimizer = build_optimizer(model, recipe.optim)
     model(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).sum().backward()
     optimizer.step()
-    return Fit(recipe, model, optimizer, build_schedule(optimizer, recipe.optim, num_steps=9, steps_per_epoch=9), None)
+    return Fit(recipe, model, optimizer, Schedule(optimizer, recipe.optim, 2), None)
 
 
 # The weights take 0.9 MB, what a restart needs three times that.

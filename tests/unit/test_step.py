@@ -11,7 +11,7 @@ from bintally.config import ComputeConfig, Recipe
 from bintally.model import build_model
 from bintally.recipes import smoke
 from train.monitor import Monitor
-from train.optim import build_optimizer, build_schedule
+from train.optim import Schedule, build_optimizer
 from train.state import Fit
 from train.step import Stepper, on_device, shrink_photos
 from train.workers import Worker
@@ -36,7 +36,7 @@ def weights_after_a_step(recipe: Recipe, *, epoch: int = 1, number: int = 0) -> 
     torch.manual_seed(0)
     model = build_model(recipe.model, num_classes=6).train()
     optimizer = build_optimizer(model, recipe.optim)
-    schedule = build_schedule(optimizer, recipe.optim, num_steps=10, steps_per_epoch=10)
+    schedule = Schedule(optimizer, recipe.optim, 1)
     with Monitor(model, CPU, num_classes=6) as monitor:
         stepper = Stepper(Fit(recipe, model, optimizer, schedule, None), model, Worker(0, 1, CPU), monitor, None, epoch)
         for batch in monitor.steps(on_device([draw_batch()], CPU, monitor)):

@@ -1,12 +1,15 @@
 """Rows in memory, picked by the order of an epoch: exact batches, for any number of workers, from any position on."""
 
+from collections.abc import Iterator
 from itertools import chain, pairwise
+from threading import Event
 
 import numpy as np
 import pytest
 
 from bintally.batch import BATCH_ROWS, COUNT, ID, IMAGE, NEXT_POSITION, PADDING, POSITION, ArrayBatch
 from data.decode import Share
+from data.feed import _ahead
 from data.order import Sampling, balanced_order, epoch_order
 from data.stored import OpenRows
 
@@ -195,3 +198,37 @@ def test_batches_own_their_rows() -> None:
     first[COUNT][:] = 0
     assert shared[IMAGE][:, 0, 0, 0].tolist() == [0, 1, 2]
     assert global_batches(rows, np.arange(3))[0][COUNT].tolist() == [0, 1, 2, PADDING]
+
+
+# One batch ahead
+
+
+def batch_of(number: int) -> ArrayBatch:
+    return {COUNT: np.array([number])}
+
+
+def test_a_batch_is_made_while_the_one_before_is_trained_on() -> None:
+    begun = [Event() for _ in range(3)]
+
+    def batches() -> Iterator[ArrayBatch]:
+        for number, event in enumerate(begun):
+            event.set()
+            yield batch_of(number)
+
+    coming = _ahead(batches())
+    for number in range(3):
+        assert next(coming)[COUNT][0] == number
+        assert begun[min(number + 1, 2)].wait(10)
+        assert not any(event.is_set() for event in begun[number + 2 :]), "more than one ahead"
+    assert list(coming) == []
+
+
+def test_an_error_comes_behind_the_batches_before_it() -> None:
+    def batches() -> Iterator[ArrayBatch]:
+        yield batch_of(0)
+        raise KeyError("gone")
+
+    coming = _ahead(batches())
+    assert next(coming)[COUNT][0] == 0
+    with pytest.raises(KeyError, match="gone"):
+        next(coming)

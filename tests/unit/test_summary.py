@@ -9,6 +9,7 @@ from bintally.errors import NoUsableRowsError
 from bintally.source_config import DataConfig
 from data.facts import BinFacts, measure_bin, to_table
 from data.findings import Findings, spread_out
+from data.siblings import next_id
 from data.summary import (
     Bins,
     count_mix_by_split,
@@ -17,7 +18,7 @@ from data.summary import (
     summarise_photos,
     summarise_products,
 )
-from data.suspects import correlate, find_neighbours, find_suspects, next_id, summarise_neighbours
+from data.suspects import correlate, find_neighbours, find_suspects, summarise_neighbours
 from data.synthetic import SyntheticConfig, encode_bin, iter_plans
 
 DATA = DataConfig(source="file:///bins")

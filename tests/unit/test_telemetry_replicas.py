@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from serve.telemetry import MULTIPROCESS_DIR
-
 ROOT = Path(__file__).parents[2]
 COUNT = """
-import os, sys
+import sys
+from pathlib import Path
 from serve.telemetry import Instruments
-instruments = Instruments()
+instruments = Instruments(Path(sys.argv[3]), sys.argv[4])
 instruments.tell_models([("default", sys.argv[1], "eager")])
 instruments.counted.labels("default", 3).inc(int(sys.argv[2]))
 instruments.in_flight.set(int(sys.argv[2]))
@@ -27,8 +26,8 @@ while line := sys.stdin.readline().strip():
 class Replica:
     """A process that has counted some photos."""
 
-    def __init__(self, version: str, photos: int) -> None:
-        command = [sys.executable, "-W", "error", "-c", COUNT, version, str(photos)]
+    def __init__(self, version: str, photos: int, folder: Path, node: str = "a") -> None:
+        command = [sys.executable, "-W", "error", "-c", COUNT, version, str(photos), str(folder), node]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._lines()
 
@@ -52,26 +51,36 @@ class Replica:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "not" / "there"
-    monkeypatch.setenv(MULTIPROCESS_DIR, str(folder))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return folder
+    return tmp_path / "not" / "there"
 
 
 def test_figures_of_two_replicas_add_up_and_a_dead_one_leaves_its_counts_alone(folder: Path) -> None:
-    first, second = Replica("aaaaaa", 2), Replica("aaaaaa", 5)
+    first, second = Replica("aaaaaa", 2, folder), Replica("aaaaaa", 5, folder)
     try:
         told = first.load("bbbbbb")
-        assert 'bintally_photos_counted_total{count="3",model="default"} 7.0' in told
-        assert "bintally_photos_in_flight 7.0" in told
-        assert 'bintally_model_info{model="default",runtime="eager",version="aaaaaa"} 1.0' in told  # in the second one
-        assert 'bintally_model_info{model="default",runtime="eager",version="bbbbbb"} 1.0' in told
+        assert 'bintally_photos_counted_total{count="3",model="default",node="a"} 7.0' in told
+        assert 'bintally_photos_in_flight{node="a"} 7.0' in told
+        # In the second one:
+        assert 'bintally_model_info{model="default",node="a",runtime="eager",version="aaaaaa"} 1.0' in told
+        assert 'bintally_model_info{model="default",node="a",runtime="eager",version="bbbbbb"} 1.0' in told
         second.kill()
         told = first.load("cccccc")
-        assert 'bintally_photos_counted_total{count="3",model="default"} 7.0' in told
-        assert "bintally_photos_in_flight 2.0" in told
-        assert 'bintally_model_info{model="default",runtime="eager",version="aaaaaa"} 0.0' in told
-        assert 'bintally_model_info{model="default",runtime="eager",version="cccccc"} 1.0' in told
+        assert 'bintally_photos_counted_total{count="3",model="default",node="a"} 7.0' in told
+        assert 'bintally_photos_in_flight{node="a"} 2.0' in told
+        assert 'bintally_model_info{model="default",node="a",runtime="eager",version="aaaaaa"} 0.0' in told
+        assert 'bintally_model_info{model="default",node="a",runtime="eager",version="cccccc"} 1.0' in told
     finally:
         first.kill()
         second.kill()
+
+
+def test_figures_of_two_nodes_are_series_of_their_own(folder: Path) -> None:
+    # Scraped at one address, by turns: without the label each change of the node would be a counter that starts anew.
+    here, there = Replica("aaaaaa", 2, folder / "1", "a"), Replica("aaaaaa", 5, folder / "2", "b")
+    try:
+        assert 'bintally_photos_counted_total{count="3",model="default",node="a"} 2.0' in here.load("aaaaaa")
+        assert 'bintally_photos_counted_total{count="3",model="default",node="b"} 5.0' in there.load("aaaaaa")
+    finally:
+        here.kill()
+        there.kill()

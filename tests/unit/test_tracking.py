@@ -1,7 +1,7 @@
 """What TensorBoard and MLflow get to see, read back from their files."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -72,6 +72,45 @@ def test_trials_of_a_search_are_runs_of_one_experiment(tmp_path: Path, monkeypat
         ("trial-1", "0.25"),
     }
     assert list(read_scalars(tmp_path / "tensorboard" / "trial-1")) == [("val_nll", 1, 0.25)]
+
+
+def test_a_tracker_whose_disk_is_gone_is_told_once_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with tracked(["mlflow", "tensorboard"], tmp_path, smoke()) as trackers:
+        for epoch in (1, 2, 3):
+            for track in trackers:
+                track(epoch, {"val_nll": 1 / epoch})
+            if epoch == 1:
+                (tmp_path / "mlflow").rename(tmp_path / "gone")
+                (tmp_path / "mlflow").touch()
+    assert [step for _, step, _ in read_scalars(tmp_path / "tensorboard")] == [1, 2, 3]
+    assert capsys.readouterr().out.count("track mlflow failed, and the run goes on without it") == 1
+
+
+def test_a_tracker_that_does_not_answer_is_told_and_left(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    s3_server: Callable[[Callable[[str], tuple[int, bytes]]], str],
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", s3_server(lambda _: (403, b"{}")))
+    with tracked(["mlflow"], tmp_path, smoke()) as trackers:
+        assert trackers == []
+    assert capsys.readouterr().out.count("track mlflow failed") == 1
+
+
+def test_a_run_that_is_stopped_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(KeyboardInterrupt), tracked(["mlflow"], tmp_path, smoke()):
+        raise KeyboardInterrupt
+    client = mlflow.MlflowClient(tracking_uri=f"file:{tmp_path / 'mlflow'}")
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.info.status == "KILLED"
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

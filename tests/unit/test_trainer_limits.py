@@ -13,7 +13,6 @@ from bintally.recipes import smoke
 from data.args import ResourceArgs
 from data.blocks import FetchSpec
 from data.clock import EpochClock
-from data.decode import Share
 from data.drops import DropLedger
 from data.feed import FeedSpec
 from data.order import Sampling
@@ -21,7 +20,7 @@ from data.pipeline import IdTable
 from data.stored import StoredRows
 from data.training_rows import SplitRows, TrainingRows, sampling_of
 from train.loop import LoopConfig
-from train.trainer import check_fits, check_rows, trainings_at_once
+from train.trainer import check_fits, check_rows, held_by_worker, trainings_at_once, turns_of
 
 
 def recipe(batch_size: int) -> Recipe:
@@ -44,6 +43,23 @@ def test_a_batch_that_cannot_be_shared_equally(batch_size: int, num_workers: int
         check_fits(recipe(batch_size), ResourceArgs(num_workers=num_workers), 1000)
 
 
+@pytest.mark.parametrize(("batch_size", "min_workers"), [(16, 3), (12, 5)])
+def test_a_batch_that_the_least_workers_cannot_share_equally(batch_size: int, min_workers: int) -> None:
+    resources = ResourceArgs(num_workers=batch_size // 2, min_workers=min_workers).resolve()
+    with pytest.raises(ConfigError, match=f"global_batch_size {batch_size} .* min_workers {min_workers}"):
+        check_fits(recipe(batch_size), resources, 1000)
+
+
+@pytest.mark.parametrize("min_workers", [0, -1, 5])
+def test_a_least_number_of_workers_that_makes_no_sense(min_workers: int) -> None:
+    with pytest.raises(ConfigError, match=f"min_workers must lie between 1 and num_workers 4, not be {min_workers}"):
+        ResourceArgs(num_workers=4, min_workers=min_workers).resolve()
+
+
+def test_a_training_that_may_have_fewer_workers_counts_by_the_most() -> None:
+    assert trainings_at_once({"CPU": 16.0}, ResourceArgs(num_workers=4, min_workers=1)) == 3
+
+
 def rows_of(class_rows: tuple[int, ...]) -> TrainingRows:
     split = SplitRows(ids=IdTable(None, 100))
     spec = FetchSpec(data=smoke().data, ledger=DropLedger(None))
@@ -57,7 +73,14 @@ def test_a_count_without_training_rows_cannot_be_weighed_or_balanced(change: dic
     check_rows(fitted, ResourceArgs(), rows_of((50, 10, 10, 10, 10, 10)))
     with pytest.raises(ConfigError, match=rf"{next(iter(change))}.*: no training row has the count 0, 4"):
         check_rows(fitted, ResourceArgs(), rows_of((0, 40, 20, 20, 0, 20)))
-    check_rows(recipe(16), ResourceArgs(), rows_of((0, 40, 20, 20, 0, 20)))
+
+
+def test_a_count_without_training_rows_is_refused_unless_that_is_meant() -> None:
+    check_rows(recipe(16), ResourceArgs(), rows_of((1, 39, 20, 20, 10, 10)))
+    with pytest.raises(ConfigError, match=r"no training row has the count 0, 4, .*allow_empty_counts=true"):
+        check_rows(recipe(16), ResourceArgs(), rows_of((0, 40, 20, 20, 0, 20)))
+    meant = replace(recipe(16), allow_empty_counts=True)
+    check_rows(meant, ResourceArgs(), rows_of((0, 40, 20, 20, 0, 20)))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +115,21 @@ def test_small_trainings_share_gpus(gpus: int, share: float, at_once: int) -> No
 def test_shares_of_a_gpu_that_make_no_sense(share: float, num_workers: int, fault: str) -> None:
     with pytest.raises(ConfigError, match=f"gpus_per_worker .*{fault}"):
         ResourceArgs(use_gpu=True, gpus_per_worker=share, num_workers=num_workers).resolve()
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [
+        ResourceArgs(),
+        ResourceArgs(use_gpu=True),
+        ResourceArgs(use_gpu=True, gpus_per_worker=0.25),
+        ResourceArgs(min_workers=1),
+    ],
+)
+def test_who_reserves_cpus_starts_in_turn_so_that_data_tasks_are_never_starved(resources: ResourceArgs) -> None:
+    held = held_by_worker(resources)
+    assert bool(turns_of(resources, "a", None)) == ("CPU" in held)
+    assert held == ({"GPU": resources.gpus_per_worker} if resources.use_gpu else {"CPU": 1})
 
 
 def test_gpus_do_not_count_for_a_training_on_cpus() -> None:
@@ -129,10 +167,8 @@ def test_no_workers(num_workers: int) -> None:
 def test_what_the_workers_get_survives_its_dict(
     sampling: Sampling | None, stored: StoredRows | None, loop_config: Callable[..., LoopConfig]
 ) -> None:
-    train = FeedSpec(
-        share=Share(global_batch_size=16, num_workers=4), sampling=sampling, clock=EpochClock(None, "a"), stored=stored
-    )
-    val = replace(train, share=Share(global_batch_size=64, num_workers=4), sampling=None, clock=None)
+    train = FeedSpec(global_batch_size=16, sampling=sampling, clock=EpochClock(None, "a"), stored=stored)
+    val = replace(train, global_batch_size=64, sampling=None, clock=None)
     fitted = replace(smoke(), seed=9, epoch_fraction=0.1, balanced=True)
     loop = loop_config(recipe=fitted, train=train, val=val, class_rows=(7, 70), on_health="stop", launched=1.5)
     packed = loop.pack()

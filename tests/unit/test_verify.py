@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from bintally.calibration import fit_temperature, scale
+from bintally.calibration import fit_temperature, fit_thresholds, range_scores, scale
 from bintally.verify import (
     BUDGETS,
     VerifyThresholds,
@@ -89,7 +89,7 @@ def test_equal_probabilities_do_not_break_a_promise() -> None:
     """All right records tie with one another: then none of them may be called a mismatch."""
     limits = fit_verify(np.full((500, 6), 1 / 6), np.arange(500) % 6)
     assert limits.mismatch == limits.match == 1 / 6
-    assert verify(np.full(6, 1 / 6), 3, limits).decision == "review"
+    assert verify(np.full(6, 1 / 6), 3, limits, (0, 5)).decision == "review"
 
 
 def test_a_good_model_leaves_nothing_to_review() -> None:
@@ -97,7 +97,7 @@ def test_a_good_model_leaves_nothing_to_review() -> None:
     limits = fit_verify(probabilities, counts)
     assert limits.mismatch == limits.match
     others, expected = draw_photos(2_000, spread=0.02, seed=1)
-    decisions = verify_figures(others, expected, expected, limits)["decisions"]
+    decisions = verify_figures(others, expected, expected, limits, None)["decisions"]
     assert decisions["review"] == 0
     assert decisions["match"] == pytest.approx(0.98, abs=0.01)
 
@@ -107,7 +107,7 @@ def test_too_few_photos_leave_everything_to_people(num: int) -> None:
     limits = fit_verify(*draw_photos(num))
     assert (limits.mismatch, limits.match) == (0.0, 1.0)
     for p in (0.0, 0.5, 1.0):
-        assert verify(np.array([p, 1 - p]), 0, limits).decision == "review"
+        assert verify(np.array([p, 1 - p]), 0, limits, (0, 1)).decision == "review"
 
 
 def test_a_model_of_one_count_has_no_wrong_records() -> None:
@@ -145,32 +145,77 @@ def test_thresholds_that_make_no_sense_are_refused(values: dict[str, float], nam
     ],
 )
 def test_the_limits_themselves_are_for_people(p_match: float, decision: str, reason: str) -> None:
-    verdict = verify(np.array([1 - p_match, p_match]), 1, LIMITS)
+    verdict = verify(np.array([1 - p_match, p_match]), 1, LIMITS, (0, 1))
     assert (verdict.decision, verdict.reason, verdict.p_match) == (decision, reason, p_match)
     assert f"{p_match:.1%}" in verdict.sentence
 
 
+@pytest.mark.parametrize(
+    ("p_match", "told", "limit"),
+    [
+        (0.0003, "of under 0.1 %, ", "(under 0.1 %)"),
+        (0.001, "of 0.1%: ", ""),
+        (0.999, "of 99.9%: ", ""),
+        (0.99996, "of over 99.9 %, ", "(over 99.9 %)"),
+    ],
+)
+def test_a_chance_is_never_rounded_to_certainty(p_match: float, told: str, limit: str) -> None:
+    limits = VerifyThresholds(mismatch=0.0004, match=0.9995)
+    sentence = verify(np.array([1 - p_match, p_match]), 1, limits, (0, 1)).sentence
+    assert told in sentence
+    assert limit in sentence
+
+
+def test_what_lies_outside_the_range_is_no_match() -> None:
+    """With two peaks, a range may leave out one of them that is probable enough."""
+    row = np.array([0.0, 0.0, 0.0, 0.39, 0.19, 0.42])
+    limits = VerifyThresholds(mismatch=0.05, match=0.35)
+    verdict = verify(row, 3, limits, (4, 5))
+    assert (verdict.decision, verdict.reason, verdict.p_match) == ("review", "outside_range", 0.39)
+    assert "outside the range, 4 to 5" in verdict.sentence
+    assert [verify(row, 3, limits, within).decision for within in ((3, 5), None)] == ["match", "match"]
+    assert verify(row, 2, limits, (4, 5)).decision == "mismatch"
+
+
+def test_the_range_breaks_no_promise_and_takes_few_matches() -> None:
+    """Of a good model; of one that is right on less than 80 % of the photos it takes none."""
+    fitted, counts = draw_photos(2_000, spread=0.05)
+    thresholds, limits = fit_thresholds(fitted, counts), fit_verify(fitted, counts)
+    others, truth = draw_photos(10_000, spread=0.05, seed=1)
+    inside = range_scores(others) <= thresholds["0.9"]
+    ranges = inside.argmax(axis=1), 5 - inside[:, ::-1].argmax(axis=1)
+    records = tamper(truth, 0.5, 0, max_count=5)
+    alone, both = (verify_figures(others, records, truth, limits, one)["decisions"] for one in (None, ranges))
+    assert alone["match"] - 0.04 < both["match"] < alone["match"]
+    assert both["misses"] < alone["misses"] < 0.06
+    assert (both["mismatch"], both["false_alarms"]) == (alone["mismatch"], alone["false_alarms"])
+
+
 def test_more_than_the_model_counts_is_for_people() -> None:
-    verdict = verify(np.array([0.0, 1.0]), 2, LIMITS)
+    verdict = verify(np.array([0.0, 1.0]), 2, LIMITS, (1, 1))
     assert (verdict.decision, verdict.reason, verdict.p_match) == ("review", "above_max_count", None)
     assert "up to 1" in verdict.sentence
 
 
 def test_without_thresholds_everything_is_for_people() -> None:
-    verdict = verify(np.array([0.0, 1.0]), 1, None)
+    verdict = verify(np.array([0.0, 1.0]), 1, None, None)
     assert (verdict.decision, verdict.reason, verdict.p_match) == ("review", "not_calibrated", 1.0)
 
 
 def test_no_record_expects_less_than_nothing() -> None:
     with pytest.raises(ValueError, match="expected_quantity"):
-        verify(np.array([0.0, 1.0]), -1, LIMITS)
+        verify(np.array([0.0, 1.0]), -1, LIMITS, (1, 1))
 
 
 def test_verdicts_are_those_that_the_figures_count() -> None:
     probabilities, counts = draw_photos(500)
     records = tamper(counts, 0.3, 0, max_count=5)
-    verdicts = [verify(row, int(one), LIMITS).decision for row, one in zip(probabilities, records, strict=True)]
-    figures = verify_figures(probabilities, records, counts, LIMITS)["decisions"]
+    low, high = probabilities.argmax(axis=1) - 1, probabilities.argmax(axis=1)
+    verdicts = [
+        verify(row, int(one), LIMITS, (int(least), int(most))).decision
+        for row, one, least, most in zip(probabilities, records, low, high, strict=True)
+    ]
+    figures = verify_figures(probabilities, records, counts, LIMITS, (low, high))["decisions"]
     for decision in ("match", "review", "mismatch"):
         assert figures[decision] == verdicts.count(decision) / 500
     wrong = records != counts
@@ -251,7 +296,7 @@ def test_where_nothing_can_be_wrong_nothing_is_tampered_with() -> None:
 def test_the_figures_of_four_records() -> None:
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
     truth, records = np.array([0, 1, 1, 0]), np.array([1, 1, 0, 0])  # p(match) 0.1, 0.8, 0.3, 0.6
-    figures = verify_figures(probabilities, records, truth, LIMITS)
+    figures = verify_figures(probabilities, records, truth, LIMITS, None)
     assert (figures["num_images"], figures["num_wrong"], figures["auroc"]) == (4, 2, 1.0)
     assert figures["recall"] == {"0.05": 0.0, "0.1": 0.0, "0.2": 0.5}
     assert figures["precision"] == {"0.05": None, "0.1": None, "0.2": 1.0}
@@ -270,13 +315,13 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
         p_match = probabilities[np.arange(30), records]
         low, high = p_match[records != truth], p_match[records == truth]
         pairs = [0.5 if a == b else float(a < b) for a in low for b in high]
-        assert verify_figures(probabilities, records, truth, None)["auroc"] == pytest.approx(np.mean(pairs))
+        assert verify_figures(probabilities, records, truth, None, None)["auroc"] == pytest.approx(np.mean(pairs))
 
 
 def test_a_model_that_knows_nothing_finds_as_much_as_chance() -> None:
     random = np.random.default_rng(0)
     probabilities, truth = random.dirichlet(np.ones(6), 50_000), random.integers(0, 6, 50_000)
-    figures = verify_figures(probabilities, tamper(truth, 0.05, 0, max_count=5), truth, None)
+    figures = verify_figures(probabilities, tamper(truth, 0.05, 0, max_count=5), truth, None, None)
     assert figures["auroc"] == pytest.approx(0.5, abs=0.02)
     for budget in BUDGETS:
         assert figures["recall"][str(budget)] == pytest.approx(budget, abs=0.03)
@@ -285,7 +330,7 @@ def test_a_model_that_knows_nothing_finds_as_much_as_chance() -> None:
 
 def test_a_model_that_knows_everything_finds_all_of_it_first() -> None:
     truth = np.arange(1000) % 6
-    figures = verify_figures(np.eye(6)[truth], tamper(truth, 0.05, 0, max_count=5), truth, LIMITS)
+    figures = verify_figures(np.eye(6)[truth], tamper(truth, 0.05, 0, max_count=5), truth, LIMITS, None)
     assert figures["auroc"] == 1
     assert list(figures["recall"].values()) == [1, 1, 1]
     assert list(figures["precision"].values()) == [1, 0.5, 0.25]
@@ -295,7 +340,7 @@ def test_a_model_that_knows_everything_finds_all_of_it_first() -> None:
 @pytest.mark.parametrize("num", [0, 1, 7])
 def test_without_wrong_records_there_is_nothing_to_find(num: int) -> None:
     probabilities, truth = draw_photos(num)
-    figures = verify_figures(probabilities, truth, truth, LIMITS)
+    figures = verify_figures(probabilities, truth, truth, LIMITS, None)
     assert (figures["num_wrong"], figures["auroc"], figures["curve"]) == (0, None, [])
     assert set(figures["recall"].values()) == {None}
     assert figures["decisions"]["misses"] is None
@@ -304,6 +349,6 @@ def test_without_wrong_records_there_is_nothing_to_find(num: int) -> None:
 
 def test_when_every_record_is_wrong_there_is_no_order_to_judge() -> None:
     probabilities, truth = draw_photos(10)
-    figures = verify_figures(probabilities, tamper(truth, 1.0, 0, max_count=5), truth, LIMITS)
+    figures = verify_figures(probabilities, tamper(truth, 1.0, 0, max_count=5), truth, LIMITS, None)
     assert (figures["auroc"], figures["decisions"]["false_alarms"]) == (None, None)
     assert figures["precision"]["0.2"] == 1

@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,19 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import yaml
 from PIL import Image
 from pydantic import PydanticDeprecatedSince20
+
+from bintally.ports import free_port
 
 with warnings.catch_warnings():  # Ray 2.60's own models use a pydantic spelling that ends with version 3
     warnings.simplefilter("ignore", PydanticDeprecatedSince20)
     import ray.serve
 
-    from serve.app import app
-
+ROOT = Path(__file__).parents[3]
 RAY_IP = "127.0.0.2"  # Ray swaps 127.0.0.1 for the machine's public address; the rest of 127/8 stays
-BODY_TIMEOUT_S = 1.0
+PATIENCE_S = 120.0  # with a server; nothing here measures how soon it answers, and CI's machine may be busy
 LOCAL = """
 import json, sys
 from serve.local import serve_local
@@ -76,7 +78,7 @@ class Server:
 
     def ask(self, method: str, path: str, body: bytes | Iterable[bytes] = b"", **headers: str) -> Reply:
         """Send a request; an iterable body goes out in chunks, without Content-Length."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE_S)
         fields = {key.replace("_", "-"): value for key, value in headers.items()}
         if not isinstance(body, bytes):
             fields["Transfer-Encoding"] = "chunked"
@@ -117,14 +119,7 @@ class Server:
 
     def connect(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection((self.host, self.port), timeout=20)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return socket.create_connection((self.host, self.port), timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="session")
@@ -152,18 +147,18 @@ def local_server(settings: dict[str, Any], folder: Path) -> Iterator[Server]:
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE_S)
 
 
-def wait_until_ready(server: Server, process: "subprocess.Popen[bytes] | None" = None, within_s: float = 90) -> None:
-    """Return once the server counts."""
+def wait_until_ready(
+    server: Server, process: "subprocess.Popen[bytes] | None" = None, path: str = "/readyz", within_s: float = 240
+) -> None:
+    """Return once the server counts; or whatever else answers a path."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and (process is None or process.poll() is None):
-        try:
-            if server.get("/readyz").status == 200:
+        with suppress(OSError):  # nobody listens yet
+            if server.get(path).status == 200:
                 return
-        except OSError:
-            pass  # nobody listens yet
         time.sleep(0.2)
     raise AssertionError(f"no answer at {server.host}:{server.port}")
 
@@ -183,49 +178,103 @@ def ray_environment() -> Iterator[dict[str, str]]:
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-@contextmanager
-def ray_server(settings: dict[str, Any]) -> Iterator[Server]:
-    """The engine that is Ray Serve, behind Ray's own proxy."""
-    server = Server("127.0.0.1", free_port(), Path(settings["checkpoint"]))
+@dataclass(frozen=True, slots=True)
+class ServingRay:
+    """A Ray in this process to which serve/config.yaml is deployed, as a user does it; Ray's own proxy answers."""
+
+    server: Server
+    dashboard: Server
+    config_path: Path
+
+    def deploy(self, settings: dict[str, Any], **deployment: object) -> None:
+        """`serve deploy` the file, with these settings and fields of the deployment."""
+        config = yaml.safe_load((ROOT / "serve/config.yaml").read_text())
+        config["http_options"]["port"] = self.server.port
+        (values,) = config["applications"][0]["deployments"]
+        values["user_config"] |= settings
+        if "autoscaling_config" in deployment:
+            del values["num_replicas"]
+        values |= deployment
+        self.config_path.write_text(yaml.safe_dump(config))
+        command = [str(Path(sys.executable).with_name("serve")), "deploy", str(self.config_path)]
+        command += ["--address", f"http://127.0.0.1:{self.dashboard.port}"]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def audited_bucket(tmp_path_factory: pytest.TempPathFactory, make_photo: Callable[..., bytes]) -> Path:
+    """The folder whose photos the servers audit: eight photos, the last of them cut off."""
+    folder = tmp_path_factory.mktemp("bucket")
+    (folder / "bin-images").mkdir()
+    for number in range(8):
+        photo = make_photo(seed=number)
+        (folder / f"bin-images/{number:05d}.jpg").write_bytes(photo[:-300] if number == 7 else photo)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(served_checkpoint: Path, audited_bucket: Path) -> dict[str, Any]:
+    """What both servers are told."""
+    return {
+        "checkpoint": str(served_checkpoint),
+        "models": {"second": str(served_checkpoint)},
+        "body_timeout_s": 4.0,  # a test waits for it; but within it, 10 MB must arrive on a busy machine
+        "request_timeout_s": PATIENCE_S,
+        "audit_source": f"file://{audited_bucket}",
+    }
+
+
+@pytest.fixture(scope="session")
+def local_engine(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of one process."""
+    with local_server(settings, tmp_path_factory.mktemp("local")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def serving_ray(
+    settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, this_process_ray: ExitStack
+) -> Iterator[ServingRay]:
+    """The engine that is Ray Serve."""
+    this_process_ray.close()  # a session's fixture comes before those of a file, which would end it
+    checkpoint, config_path = Path(settings["checkpoint"]), tmp_path_factory.mktemp("ray") / "config.yaml"
+    server, dashboard = (Server("127.0.0.1", free_port(), checkpoint) for _ in range(2))
     with ray_environment() as variables, pytest.MonkeyPatch.context() as patch:
         for key, value in variables.items():
             patch.setenv(key, value)
-        ray.init(
-            "local",
-            num_cpus=2,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=free_port(),
-            log_to_driver=False,
-            namespace="serve",
-            _node_ip_address=RAY_IP,
-            _temp_dir=variables["RAY_TMPDIR"],
-            runtime_env={"env_vars": {"RAY_ADDRESS": f"{RAY_IP}:{variables['RAY_GCS_SERVER_PORT']}"}},
-        )
+        with pytest.MonkeyPatch.context() as inherited:  # by Ray's processes, not by later commands of tests
+            inherited.setenv("RAY_ADDRESS", f"{RAY_IP}:{variables['RAY_GCS_SERVER_PORT']}")
+            ray.init(
+                "local",
+                num_cpus=2,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=dashboard.port,
+                log_to_driver=False,
+                namespace="serve",
+                _node_ip_address=RAY_IP,
+                _temp_dir=variables["RAY_TMPDIR"],
+            )
+        serving = ServingRay(server, dashboard, config_path)
         try:
-            ray.serve.start(http_options={"host": server.host, "port": server.port})
-            ray.serve.run(app(settings))
-            yield server
+            wait_until_ready(dashboard, path="/api/serve/applications/")  # its web server starts by and by
+            serving.deploy(settings)
+            wait_until_ready(server)
+            yield serving
         finally:
             ray.serve.shutdown()
             ray.shutdown()
 
 
-@pytest.fixture(scope="session", params=["local", "ray"])
-def server(
-    request: pytest.FixtureRequest, served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """The same server by each engine."""
-    settings = {
-        "checkpoint": str(served_checkpoint),
-        "models": {"second": str(served_checkpoint)},
-        "body_timeout_s": BODY_TIMEOUT_S,
-    }
-    start = (
-        local_server(settings, tmp_path_factory.mktemp("local")) if request.param == "local" else ray_server(settings)
-    )
-    with start as running:
-        yield running
+@pytest.fixture(params=["local", "ray"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """The same server by each engine; both run to the end, whatever the order of tests and files."""
+    if request.param == "ray":
+        serving: ServingRay = request.getfixturevalue("serving_ray")
+        return serving.server
+    local: Server = request.getfixturevalue("local_engine")
+    return local
 
 
 @pytest.fixture(scope="session")
@@ -251,9 +300,3 @@ def wait_for(served_checkpoint: Path) -> Callable[..., Server]:
         return server
 
     return wait
-
-
-@pytest.fixture(scope="session")
-def body_timeout_s() -> float:
-    """How long `server` waits for a body."""
-    return BODY_TIMEOUT_S

@@ -2,15 +2,21 @@
 
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bintally.checkpoint import load_checkpoint
 from bintally.image import decode_photo
+from serve.aws.bundle import pack
+from serve.front_problems import PROBLEMS
 from serve.problems import STATUS_OF
 
 pytestmark = pytest.mark.cluster
@@ -52,6 +58,24 @@ def test_numbers_equal_the_core_whatever_the_way(server: Server, make_photo: Mak
     assert (answer["photo"]["width"], answer["photo"]["height"]) == (80, 64)
     assert answer["model"]["version"] == load_checkpoint(server.checkpoint).version
     assert answer["timing"].keys() == {"decode_ms", "count_ms"}
+
+
+def test_the_tarball_for_sagemaker_answers_exactly_alike(
+    server: Server, make_photo: MakePhoto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By code/inference.py, whose bytes tests/cluster/sagemaker/hosts compares with those of all hosts."""
+    with tarfile.open(pack(server.checkpoint, tmp_path / "model.tar.gz").path) as tar:
+        tar.extractall(tmp_path / "model", filter="data")
+    monkeypatch.syspath_prepend(tmp_path / "model/code")
+    inference, num_threads = import_module("inference"), torch.get_num_threads()
+    model = inference.model_fn(str(tmp_path / "model"))
+    torch.set_num_threads(num_threads)  # a container's are its own business
+    for photo in (make_photo(), make_photo("PNG"), make_photo(seed=2)):
+        counts = inference.predict_fn(inference.input_fn(photo, "application/x-image"), model)
+        body, _ = inference.output_fn(counts, "application/json")
+        answer = server.post(photo, "application/octet-stream").json
+        del answer["timing"], answer["request_id"]
+        assert json.loads(body) == answer
 
 
 def test_the_range_is_that_of_the_checkpoint(server: Server, make_photo: MakePhoto) -> None:
@@ -114,6 +138,22 @@ def test_more_than_the_model_counts_is_for_people(server: Server, make_photo: Ma
     assert (answer["verdict"], answer["p_match"]) == ("review", None)
 
 
+# --- The page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_and_its_parts_are_served(server: Server) -> None:
+    page = server.get("/")
+    parts = re.findall(r'(?:src|href)="(page/[^"]+)"', page.body.decode())
+    kinds = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "/": "text/html"}
+    assert len(parts) >= 3
+    for path in ("/", *(f"/{part}" for part in parts)):
+        reply = server.get(path)
+        assert reply.headers["content-type"].split(";")[0] == kinds[path.rpartition(".")[2]]
+        assert reply.headers["content-security-policy"].startswith("default-src 'none';")
+        again = server.get(path, If_None_Match=reply.headers["etag"])
+        assert (reply.status, again.status, again.body) == (200, 304, b"")
+
+
 # --- The server -----------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +182,7 @@ def test_metrics_count_what_happens(server: Server, make_photo: MakePhoto) -> No
 
     names = (
         "bintally_photos_counted_total{",
-        'bintally_refused_total{code="not_an_image"}',
+        'bintally_refused_total{code="not_an_image"',
         "bintally_batch_photos_sum",
     )
     before = [figure(name) for name in names]
@@ -168,5 +208,5 @@ def test_openapi_is_true_of_the_routes(server: Server) -> None:
     assert kinds == {"image/jpeg", "image/png", "application/octet-stream", "multipart/form-data", "application/json"}
     assert "Problem" in spec["components"]["schemas"]
     told = {int(status) for path in spec["paths"].values() for one in path.values() for status in one["responses"]}
-    assert told - {200} <= set(STATUS_OF.values())
+    assert told - {200} <= set(STATUS_OF.values()) | set(PROBLEMS)
     json.dumps(spec)

@@ -18,7 +18,7 @@ UNFIT = "positive_data_acceptance"
 def test_answers_are_as_documented(run_local: Callable[..., Any], served_checkpoint: Path, tmp_path: Path) -> None:
     with run_local({"checkpoint": str(served_checkpoint), "audit_source": f"file://{tmp_path}"}, tmp_path) as server:
         command = [str(Path(sys.executable).with_name("schemathesis")), "run", "--no-color", "--seed", "1"]
-        command += ["--max-examples", "20", "--exclude-checks", UNFIT]
+        command += ["--max-examples", "20", "--exclude-checks", UNFIT, "--request-timeout", "120"]
         ended = subprocess.run(
             [*command, f"http://{server.host}:{server.port}/openapi.json"],
             cwd=tmp_path,

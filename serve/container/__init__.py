@@ -1,0 +1,1 @@
+"""A packed model as SageMaker asks for it: GET /ping, POST /invocations."""
