@@ -170,8 +170,7 @@ def time_left(view: LiveView, trials: Sequence[TrialView], begun: float, now: fl
     starts = [max(0.0, one.epochs[0].ended - one.spans[0][0] - (one.epoch_s or 0.0)) for one in timed if one.spans]
     whole_s = epochs * epoch_s + (sum(starts) / len(starts) if starts else 0.0)
     running = [one for one in trials if one.state == "running"]
-    lefts = [time_left_of(one, epochs_at(one.point, view.max_epochs), now) for one in running]
-    rest = [whole_s if left is None else left for left in lefts]
+    rest = [_rest_of(one, view, whole_s, now) for one in running]
     num_waiting = max(0, view.budget.trials - len(over) - len(running))
     limits = [max([(sum(rest) + num_waiting * whole_s) / view.at_once, *rest])]
     if view.budget.time_s is not None:
@@ -179,6 +178,12 @@ def time_left(view: LiveView, trials: Sequence[TrialView], begun: float, now: fl
     if view.budget.epochs is not None:
         limits.append(max(0, view.budget.epochs - sum(one.last_epoch for one in trials)) * epoch_s / view.at_once)
     return min(limits)
+
+
+def _rest_of(trial: TrialView, view: LiveView, whole_s: float, now: float) -> float:
+    """Seconds until a running trial ends, which takes `whole_s` from its start if it has ended no epoch yet."""
+    left = time_left_of(trial, epochs_at(trial.point, view.max_epochs), now)
+    return max(0.0, whole_s - (now - trial.spans[-1][0])) if left is None else left
 
 
 def format_left(seconds: float) -> str:

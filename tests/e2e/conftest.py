@@ -1,9 +1,11 @@
 """Commands as a user runs them: in processes of their own, from another folder, without PYTHONPATH."""
 
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,28 @@ def run(command: Callable[..., list[str]]) -> Callable[..., str]:
         )
         output = done.stdout + done.stderr
         assert done.returncode == code, output
+        return output
+
+    return to_its_end
+
+
+@pytest.fixture(scope="session")
+def run_at_terminal(command: Callable[..., list[str]]) -> Callable[..., str]:
+    """`run_at_terminal(cwd, script, *flags)`: what a terminal of 200 columns shows of a command that must end well."""
+
+    def to_its_end(cwd: Path, script: str, *flags: object) -> str:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment |= {"TERM": "xterm", "COLUMNS": "200", "LINES": "50"}
+        mine, its = pty.openpty()
+        shown = bytearray()
+        with subprocess.Popen(command(script, *flags), cwd=cwd, env=environment, stdout=its, stderr=its) as process:
+            os.close(its)
+            with suppress(OSError):  # EIO: its last process has closed the terminal
+                while part := os.read(mine, 65_536):
+                    shown += part
+        os.close(mine)
+        output = shown.decode(errors="replace")
+        assert process.returncode == 0, output
         return output
 
     return to_its_end

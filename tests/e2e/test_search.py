@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -53,9 +54,12 @@ def found(
     s3_bucket: str,
     running_ray: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
-    run: Callable[..., str],
+    run_at_terminal: Callable[..., str],
 ) -> Path:
-    """Folder with a search through S3, in found/: Ctrl-C ended it in a Ray of its own, and it went on in another."""
+    """Folder with a search through S3, in found/: Ctrl-C ended it in a Ray of its own, and it went on in another.
+
+    What a terminal showed of it is in terminal.txt.
+    """
     folder = tmp_path_factory.mktemp("folder")
     source = ("--source", s3_bucket, "--endpoint-url", s3_endpoint)
     flags = (*SEARCH, *source, "--num-workers", 2, "--final-seeds", 1, "--run-dir", folder / "found")
@@ -76,13 +80,22 @@ def found(
     with pytest.MonkeyPatch.context() as joined:
         for name, value in running_ray.items():
             joined.setenv(name, value)
-        output = run(folder, "tune/search.py", "--run-dir", "found", "--resume")
-    assert "dropped" in output
+        shown = run_at_terminal(folder, "tune/search.py", "--run-dir", "found", "--resume")
+    (folder / "terminal.txt").write_text(shown)
     return folder
 
 
 def test_a_search_through_s3_that_was_stopped_and_resumed(found: Path) -> None:
     check_search(found / "found")
+
+
+def test_a_terminal_shows_its_trials_as_they_run(found: Path) -> None:
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", (found / "terminal.txt").read_text())
+    assert "dropped" in shown  # what is printed stands above the table
+    assert re.search(r"search: 0 of 2 ended, \d epochs run, \d:\d\d elapsed", shown)
+    assert re.search(r"\* +\d +lr \S+ +running +1/2 +[\d.]+ +[\d.]+ +[\d.]+% +[\d,]+ +\d:\d\d", shown)
+    assert re.search(r"search: 2 of 2 ended, [34] epochs run", shown)
+    assert "* is the best so far" in shown
 
 
 @pytest.mark.usefixtures("shared_ray")

@@ -172,16 +172,26 @@ def test_before_the_first_epoch_nothing_is_guessed() -> None:
     assert "0/12" in lines[2]
 
 
+def left_s(config: SearchConfig, records: Sequence[EpochRecord], events: Sequence[TrialEvent], now: float) -> int:
+    """The seconds that the header says are left."""
+    header = drawn(config, *until(now, records, events), now)[0]
+    minutes, seconds = re.search(r"about (\d+):(\d+) left", header).groups()  # type: ignore[union-attr]
+    return 60 * int(minutes) + int(seconds)
+
+
 def test_time_left_ends_with_the_search() -> None:
     config, records, events = make_search()
     end = max(one.at for one in events)
-    lefts = []
-    for now in (START + 320, START + 600, end):
-        header = drawn(config, *until(now, records, events), now)[0]
-        minutes, seconds = re.search(r"about (\d+):(\d+) left", header).groups()  # type: ignore[union-attr]
-        lefts.append(60 * int(minutes) + int(seconds))
+    lefts = [left_s(config, records, events, now) for now in (START + 320, START + 600, end)]
     assert lefts[0] > lefts[1] > lefts[2] == 0
     assert lefts[0] == pytest.approx(end - START - 320, rel=0.6)
+
+
+def test_time_left_falls_while_the_last_trial_has_no_epoch_yet() -> None:
+    config, records, events = make_search()
+    last = max(one.at for one in events if one.what == "started")
+    first, second = (left_s(config, records, events, last + gone) for gone in (1, 5))
+    assert first - second == 4
 
 
 def test_a_limit_of_time_limits_what_is_left() -> None:
