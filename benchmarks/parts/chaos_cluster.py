@@ -85,6 +85,7 @@ def running_cluster(nodes: Sequence[str], log_path: Path, variables: Mapping[str
     Raises:
         RunError: it does not start.
     """
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}  # of another cluster
     # Its own, or others' commands would find it there; short, since paths of sockets are.
     with (
         tempfile.TemporaryDirectory(prefix="bt-", dir="/tmp", ignore_cleanup_errors=True) as temp_dir,
@@ -93,7 +94,7 @@ def running_cluster(nodes: Sequence[str], log_path: Path, variables: Mapping[str
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.parts.chaos_cluster"],
             cwd=ROOT,
-            env={**os.environ, **_ENVIRONMENT, "RAY_TMPDIR": temp_dir, **variables},
+            env={**inherited, **_ENVIRONMENT, "RAY_TMPDIR": temp_dir, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
