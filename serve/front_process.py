@@ -52,6 +52,7 @@ class FrontProcess:
         self._binary = find_haproxy()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._written: tuple[str, bytes] | None = None
         self._drain_s: float = DRAIN_S
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._watch, name="front", daemon=True)
@@ -76,14 +77,19 @@ class FrontProcess:
             raise RunError(f"HAProxy did not listen at {self.config.url} within {_START_S} s; its lines above tell why")
 
     def reload(self, config: FrontConfig) -> None:
-        """Go on by another configuration, or another certificate in the same place; connections stay.
+        """Go on by another configuration, or another certificate in the same place, and answer what is under way.
+
+        A kept connection without a request is closed then, perhaps just as one comes. Nothing happens if all is as it
+        was, as when only models change.
 
         Raises:
             ConfigError: HAProxy refuses it; it goes on by the old one.
         """
+        before = self._written
         self._write(config)
         self.config = config
-        self._orders.put("reload")
+        if self._written != before:
+            self._orders.put("reload")
 
     def stop(self, drain_s: float = DRAIN_S) -> None:
         """End it: at once for new connections, after their answer, or `drain_s`, for requests under way."""
@@ -97,6 +103,7 @@ class FrontProcess:
         checked.write_text(text)
         check_config(self._binary, checked)
         checked.replace(self._folder / "haproxy.cfg")
+        self._written = text, config.tls_cert.read_bytes() if config.tls_cert else b""
 
     def _watch(self) -> None:
         """Start and watch HAProxy; all of it here, since the kernel ends what a thread started when the thread ends."""

@@ -35,6 +35,9 @@ _ENVIRONMENT: Final = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # less CPU per request; the application has threads of its own
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",  # ten times as seldom as usual: less idle work
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # as above, fifty times; /metrics is the server's own
+    "RAY_enable_metrics_collection": "0",  # Ray's own Prometheus figures, which nobody asks for here
+    "RAY_task_events_report_interval_ms": "0",  # for a dashboard that does not run
+    "RAY_raylet_report_resources_period_milliseconds": "1000",  # ten times as seldom as usual
     "RAY_num_workers_soft_limit": "0",  # no spare worker, which would wake up a hundred times a second
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # the front learns within one that a replica is to end
     "RAY_SERVE_PORT_QUARANTINE_S": "10",  # the front looks at all ports; Ray's 150 s are for proxies that do not

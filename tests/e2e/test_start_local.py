@@ -74,8 +74,8 @@ def test_it_counts_reloads_its_file_and_ends(flags: list[str], tmp_path: Path) -
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    def configure(checkpoint: str) -> None:
-        deployment = {"user_config": {"checkpoint": checkpoint} if checkpoint else {}}
+    def configure(checkpoint: str, **limits: int) -> None:
+        deployment = {"user_config": {"checkpoint": checkpoint} | limits if checkpoint else {}}
         config = {"http_options": {"port": port}, "applications": [{"deployments": [deployment]}]}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
@@ -86,11 +86,11 @@ def test_it_counts_reloads_its_file_and_ends(flags: list[str], tmp_path: Path) -
     try:
         wait_for_version(port, first, process)
         before = fronts(process)
-        configure("b")
+        configure("b", max_body_bytes=5_000_000)
         process.send_signal(signal.SIGHUP)
         wait_for_version(port, second, process)
         assert len(before) == int("--front" in flags)
-        while before and not fronts(process) - before:  # the front is reloaded, too, for limits and certificate
+        while before and not fronts(process) - before:  # the front is reloaded, too, for the limit
             time.sleep(0.1)  # the test's own timeout ends it
         configure("")  # with which it would not start
         process.send_signal(signal.SIGHUP)

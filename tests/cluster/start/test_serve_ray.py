@@ -183,7 +183,7 @@ def test_a_model_is_swapped_without_a_failed_request(server: Server, wait_until:
 def test_what_has_changed_only_inside_of_files_is_read_again(server: Server, wait_until: WaitUntil) -> None:
     tokens, (first, second) = server.config_path.with_name("tokens"), server.checkpoints
     before, new = load_checkpoint(second).version, load_checkpoint(first).version
-    kept = shutil.copytree(second, server.config_path.with_name("kept"))
+    kept = shutil.copytree(second, server.config_path.with_name("kept"), dirs_exist_ok=True)
     server.configure(checkpoint=str(second))
     server.reload()
     try:

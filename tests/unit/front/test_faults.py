@@ -1,5 +1,6 @@
 """Replicas that go and come, a front that is killed, reloaded and stopped."""
 
+import http.client
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from http.server import HTTPServer
 from pathlib import Path
@@ -88,8 +90,26 @@ def test_a_reload_cuts_no_answer_however_long_it_lasts(replica: StartReplica, fr
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(running.ask, "/trickle")
         time.sleep(0.5)
-        running.process.reload(running.process.config)
+        running.process.reload(replace(running.process.config, max_batch_bytes=10))
         assert under_way.result().json["path"] == "/trickle"
+
+
+def test_a_reload_of_the_same_closes_no_kept_connection(replica: StartReplica, front: StartFront) -> None:
+    replica(0)
+    running = front()
+    running.wait_for_status(200, 3)
+    before = running.process.pid
+    with closing(http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)) as kept:
+        for _ in range(3):
+            kept.request("GET", "/healthz")
+            assert kept.getresponse().read()
+            port = kept.sock.getsockname()[1]
+            running.process.reload(running.process.config)
+            time.sleep(0.5)
+            kept.request("GET", "/healthz")
+            assert kept.getresponse().read()
+            assert kept.sock.getsockname()[1] == port
+    assert running.process.pid == before
 
 
 def test_a_refused_reload_changes_nothing(replica: StartReplica, front: StartFront, tmp_path: Path) -> None:
