@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,18 +144,16 @@ def start_s(trial: "TrialView") -> float:
     return first.ended - first.metrics["epoch_s"] - trial.spans[0][0]
 
 
-def measure_all(args: SearchBenchArgs, folder: Path) -> dict[str, dict[str, Any]]:
-    """All rows, one after the other."""
+def measure_all(args: SearchBenchArgs, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All rows, one after the other, each as soon as it is there."""
     from data.progress import say
     from data.synthetic import SyntheticConfig, write_bucket
 
     bucket = folder / "bucket"
     write_bucket(SyntheticConfig(num_bins=args.num_bins, out=str(bucket), num_workers=2))
-    rows: dict[str, dict[str, Any]] = {}
     for row in args.only:
         say(f"{row}: logs in {folder / row}")
-        rows[row] = run_search(args, bucket, folder / row, row)
-    return rows
+        yield row, run_search(args, bucket, folder / row, row)
 
 
 def format_rows(rows: dict[str, dict[str, Any]]) -> str:
@@ -183,14 +182,16 @@ def main() -> None:
         from benchmarks.parts.report import describe_machine
 
         machine = describe_machine()
+        names = ("num_bins", "image_size", "max_epochs", "lr_steps", "num_cpus")
+        setting = {name: getattr(args, name) for name in names} | {"batch_sizes": BATCH_SIZES}
+        rows: dict[str, dict[str, Any]] = {}
         with tempfile.TemporaryDirectory(prefix="bintally-bench-") as folder:
-            rows = measure_all(args, (args.keep or Path(folder)).resolve())
+            for name, row in measure_all(args, (args.keep or Path(folder)).resolve()):
+                rows[name] = row
+                if args.json:
+                    values = {"rows": rows, "setting": setting, "machine": machine, "method": METHOD}
+                    args.json.write_text(json.dumps(values, indent=2) + "\n")
         print(format_rows(rows))
-        if args.json:
-            names = ("num_bins", "image_size", "max_epochs", "lr_steps", "num_cpus")
-            setting = {name: getattr(args, name) for name in names} | {"batch_sizes": BATCH_SIZES}
-            values = {"rows": rows, "setting": setting, "machine": machine, "method": METHOD}
-            args.json.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":
