@@ -93,7 +93,7 @@ def test_a_terminal_shows_its_trials_as_they_run(found: Path) -> None:
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", (found / "terminal.txt").read_text())
     assert "dropped" in shown  # what is printed stands above the table
     assert re.search(r"search: 0 of 2 ended, \d epochs run, \d:\d\d elapsed", shown)
-    assert re.search(r"\* +\d +lr \S+ +running +1/2 +[\d.]+ +[\d.]+ +[\d.]+% +[\d,]+ +\d:\d\d", shown)
+    assert re.search(r"\d +lr \S+ +running +1/2 +[\d.]+ +[\d.]+ +[\d.]+% +[\d,]+ +\d:\d\d", shown)
     assert re.search(r"search: 2 of 2 ended, [34] epochs run", shown)
     assert "* is the best so far" in shown
 
