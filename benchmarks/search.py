@@ -1,6 +1,6 @@
 """A search with ASHA beside a full grid, random trials run to their end, and two reports' searches, on drawn bins.
 
-python benchmarks/search.py                # some half an hour on two cores
+python benchmarks/search.py                # some forty minutes on two cores
 python benchmarks/search.py --only asha capstone_b
 python benchmarks/search.py --quick
 python benchmarks/search.py --json search.json --keep runs/bench-search    # leaves the searches' reports there

@@ -35,13 +35,15 @@ _ENVIRONMENT: Final = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # less CPU per request; the application has threads of its own
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",  # ten times as seldom as usual: less idle work
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # as above, fifty times; /metrics is the server's own
-    "RAY_enable_metrics_collection": "0",  # Ray's own Prometheus figures, which nobody asks for here
-    "RAY_task_events_report_interval_ms": "0",  # for a dashboard that does not run
-    "RAY_raylet_report_resources_period_milliseconds": "1000",  # ten times as seldom as usual
     "RAY_num_workers_soft_limit": "0",  # no spare worker, which would wake up a hundred times a second
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # the front learns within one that a replica is to end
     "RAY_SERVE_PORT_QUARANTINE_S": "10",  # the front looks at all ports; Ray's 150 s are for proxies that do not
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # today's default warns of tomorrow's
+}
+_OWN_RAY_ENVIRONMENT: Final = {  # of a Ray that is joined, others may ask for all this
+    "RAY_enable_metrics_collection": "0",  # Ray's own Prometheus figures, which nobody asks for here
+    "RAY_task_events_report_interval_ms": "0",  # for a dashboard that does not run
+    "RAY_raylet_report_resources_period_milliseconds": "1000",  # ten times as seldom as usual
 }
 
 
@@ -95,9 +97,11 @@ def serving_ray(plan: RayPlan) -> Iterator[ServingRay]:
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(plan.replica_ports.start),
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(plan.replica_ports.stop),
         }
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        environment |= _OWN_RAY_ENVIRONMENT
     # Ray's modules read them when they are imported, in this process, too.
     os.environ.update({key: os.environ.get(key, value) for key, value in environment.items()})
-    address = os.environ.get("RAY_ADDRESS")
     temp_dir = Path(tempfile.mkdtemp(prefix="bintally-", dir=short_temp_dir()))
     try:
         with _joined(address, environment) if address else _started(plan, temp_dir):
